@@ -1,0 +1,249 @@
+"""What the core itself brings, declared through the same hooks as any plugin's (entry point ``builtin``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftwork import hookimpl
+from graftwork.specs import (
+    ChatTemplate,
+    CollatorSpec,
+    CommandSpec,
+    DatasetSpec,
+    EngineSpec,
+    ModelFamily,
+    SourceSpec,
+    TokenizerSpec,
+)
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from transformers import PreTrainedTokenizerFast
+
+    from graftwork.data.readers import OpenRequest, RowSource
+    from graftwork.inference.engine import Engine, LoadedModel
+    from graftwork.runs.run import Run
+
+TEMPLATES = Path(__file__).parent / "chat" / "templates"
+
+
+# Commands
+
+
+def _train() -> Any:
+    from graftwork.cli.train import train
+
+    return train
+
+
+def _generate() -> Any:
+    from graftwork.cli.generate import generate
+
+    return generate
+
+
+def _chat() -> Any:
+    from graftwork.cli.chat import chat
+
+    return chat
+
+
+def _quickstart() -> Any:
+    from graftwork.cli.quickstart import quickstart
+
+    return quickstart
+
+
+def _config() -> Any:
+    from graftwork.cli.config import config
+
+    return config
+
+
+def _models() -> Any:
+    from graftwork.cli.models import models
+
+    return models
+
+
+def _merge() -> Any:
+    from graftwork.cli.merge import merge
+
+    return merge
+
+
+def _plugins() -> Any:
+    from graftwork.cli.plugins import plugins
+
+    return plugins
+
+
+@hookimpl
+def graftwork_commands() -> list[CommandSpec]:
+    return [
+        CommandSpec(name="quickstart", help="Train, fine-tune and ask a small model, from nothing.", load=_quickstart),
+        CommandSpec(name="train", help="Train a model as a configuration file says.", load=_train),
+        CommandSpec(name="generate", help="Complete a prompt, or every row of a JSONL file.", load=_generate),
+        CommandSpec(name="chat", help="Talk with a model in the terminal.", load=_chat),
+        CommandSpec(name="merge", help="Merge a LoRA adapter into its base model.", load=_merge),
+        CommandSpec(name="config", help="Validate, show, explain or start a configuration.", load=_config),
+        CommandSpec(name="models", help="List presets and families; say what a model name means.", load=_models),
+        CommandSpec(name="plugins", help="Show every plugin: its state, what it provides, and why not.", load=_plugins),
+    ]
+
+
+# Sources
+
+
+def _fetch_hub(reference: str, cache_dir: Path | None) -> Path:
+    from graftwork.sources.hub import fetch
+
+    return fetch(reference, cache_dir)
+
+
+def _fetch_file(reference: str, cache_dir: Path | None) -> Path:
+    from graftwork.sources.local import fetch
+
+    return fetch(reference, cache_dir)
+
+
+@hookimpl
+def graftwork_sources() -> list[SourceSpec]:
+    return [SourceSpec(name="hf", fetch=_fetch_hub), SourceSpec(name="file", fetch=_fetch_file)]
+
+
+# Models
+
+
+@hookimpl
+def graftwork_model_families() -> list[ModelFamily]:
+    return [ModelFamily(name="generic")]
+
+
+def _load_hf_tokenizer(path: Path, kwargs: Mapping[str, Any]) -> PreTrainedTokenizerFast:
+    from graftwork.tokenizers.hf import load
+
+    return load(path, kwargs)
+
+
+@hookimpl
+def graftwork_tokenizers() -> list[TokenizerSpec]:
+    return [
+        TokenizerSpec(
+            name="hf",
+            load=_load_hf_tokenizer,
+            files=("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model"),
+        )
+    ]
+
+
+@hookimpl
+def graftwork_chat_templates() -> list[ChatTemplate]:
+    return [
+        ChatTemplate(name="default", path=TEMPLATES / "default.jinja", supports=frozenset({"system"})),
+        ChatTemplate(
+            name="chatml",
+            aliases=("chat_ml",),
+            path=TEMPLATES / "chatml.jinja",
+            stop=("<|im_end|>",),
+            supports=frozenset({"system"}),
+        ),
+    ]
+
+
+# Data
+
+
+def _open_text(request: OpenRequest) -> RowSource:
+    from graftwork.data.readers import open_text
+
+    return open_text(request)
+
+
+def _open_chat(request: OpenRequest) -> RowSource:
+    from graftwork.data.readers import open_chat
+
+    return open_chat(request)
+
+
+def _text_params() -> type[BaseModel]:
+    from graftwork.data.params import TextDatasetParams
+
+    return TextDatasetParams
+
+
+def _chat_params() -> type[BaseModel]:
+    from graftwork.data.params import ChatDatasetParams
+
+    return ChatDatasetParams
+
+
+@hookimpl
+def graftwork_datasets() -> list[DatasetSpec]:
+    return [
+        DatasetSpec(name="text", schema="text", open=_open_text, params=_text_params),
+        DatasetSpec(
+            name="text_sft", aliases=("text_sft_jsonl",), schema="chat", open=_open_chat, params=_chat_params
+        ),
+    ]
+
+
+def _pad(tokenizer: Any, params: Any) -> Any:
+    from graftwork.data.collators import Padded
+
+    return Padded(pad_token_id=tokenizer.pad_token_id or 0)
+
+
+@hookimpl
+def graftwork_collators() -> list[CollatorSpec]:
+    return [
+        CollatorSpec(name="text_with_padding", schema="chat", build=_pad),
+        CollatorSpec(name="text_completions_only_with_padding", schema="chat", build=_pad),
+    ]
+
+
+# Inference
+
+
+def _transformers_engine(loaded: LoadedModel, params: Any) -> Engine:
+    from graftwork.inference.transformers_engine import TransformersEngine
+
+    return TransformersEngine(loaded)
+
+
+@hookimpl
+def graftwork_engines() -> list[EngineSpec]:
+    return [
+        EngineSpec(
+            name="transformers",
+            build=_transformers_engine,
+            devices=("cpu", "cuda", "mps"),
+            features=frozenset({"streaming", "batching", "chat"}),
+        )
+    ]
+
+
+# Events: the run's TensorBoard files are written by a listener like any other
+
+
+@hookimpl
+def graftwork_run_started(run: Run) -> None:
+    from graftwork.runs.tensorboard import open_writer
+
+    open_writer(run)
+
+
+@hookimpl
+def graftwork_step_finished(run: Run, step: int, metrics: Mapping[str, float]) -> None:
+    from graftwork.runs.tensorboard import write
+
+    write(run, step, metrics)
+
+
+@hookimpl
+def graftwork_run_finished(run: Run, error: BaseException | None) -> None:
+    from graftwork.runs.tensorboard import close_writer
+
+    close_writer(run)

@@ -1,0 +1,79 @@
+"""The errors that a user sees: one line of what, where and which value, then what to do.
+
+``graft`` prints a :class:`GraftworkError` without a traceback and leaves with its ``exit_code``:
+2 where the request was wrong (configuration, names, data), 1 where the world failed (disk, network).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+class GraftworkError(Exception):
+    """Something went wrong that a person can mend; the message says how."""
+
+    exit_code = 1
+
+
+class UsageError(GraftworkError):
+    """The request itself is wrong: a value, a name, a file that was pointed to."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """One or more mistakes in a configuration, all of them reported at once.
+
+    ``problems`` holds one text per mistake; each names its path, line, value and remedy.
+    """
+
+    def __init__(self, problems: Sequence[str], *, source: str = "configuration") -> None:
+        self.problems = tuple(problems)
+        self.source = source
+        count = len(self.problems)
+        head = f"{source}: {count} {'mistake' if count == 1 else 'mistakes'}"
+        super().__init__("\n".join([head, *(f"  {problem}" for problem in self.problems)]))
+
+
+class UnknownNameError(UsageError):
+    """A name that nobody declared; the message suggests the nearest and lists the rest."""
+
+
+class ClashError(UsageError):
+    """A name or claim that two distributions declare; the message names both and how to choose one."""
+
+
+class PluginError(UsageError):
+    """A plugin that a request needs is blocked, broken or incompatible."""
+
+
+class MissingExtraError(UsageError):
+    """An optional dependency is not installed; the message names the extra or plugin that brings it."""
+
+
+class DataError(UsageError):
+    """A data file or a row in it cannot be used; the message gives file, line and reason."""
+
+
+class ModelError(UsageError):
+    """A model cannot be found, built or run as asked."""
+
+
+class RunError(GraftworkError):
+    """A run could not go on: the disk, a checkpoint, a resume that does not fit."""
+
+
+def did_you_mean(name: str, known: Iterable[str], *, limit: int = 8) -> str:
+    """The tail of an error about an unknown ``name``: the nearest known one, then what there is.
+
+    >>> did_you_mean("lama3_8b", ["llama3_8b", "llama2_7b"])
+    'did you mean llama3_8b? Known: llama2_7b, llama3_8b'
+    """
+    import difflib
+
+    names = sorted(set(known))
+    folded = {candidate.casefold(): candidate for candidate in reversed(names)}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+    listed = ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
+    tail = f"Known: {listed}" if names else "None is known here"
+    return f"did you mean {folded[near[0]]}? {tail}" if near else tail

@@ -1,0 +1,93 @@
+"""Conversations as data: who said what. Torch-free; the dict form is the OpenAI and Oumi one."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Role(StrEnum):
+    """Who speaks."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+
+
+class Type(StrEnum):
+    """What a content item holds."""
+
+    TEXT = "text"
+    IMAGE_PATH = "image_path"
+    IMAGE_URL = "image_url"
+    IMAGE_BINARY = "image_binary"
+
+
+class ContentItem(BaseModel):
+    """One part of a message: a text, or an image by path, URL or bytes (base64 in JSON)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Type
+    content: str | None = None
+    binary: bytes | None = None
+
+
+class Message(BaseModel):
+    """One turn. ``content`` is a text or a list of parts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Role
+    content: str | list[ContentItem]
+    id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The texts of the message, joined; images are left out."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(item.content or "" for item in self.content if item.type is Type.TEXT)
+
+
+class Conversation(BaseModel):
+    """A list of turns."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    messages: list[Message]
+    conversation_id: str | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able data, without the fields that are not set."""
+        return self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Conversation:
+        """The inverse of :meth:`to_dict`; raises ``pydantic.ValidationError`` on anything else."""
+        return cls.model_validate(data)
+
+    def to_json(self) -> str:
+        return self.model_dump_json(exclude_none=True, exclude_defaults=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Conversation:
+        return cls.model_validate_json(text)
+
+    def last_message(self, role: Role | None = None) -> Message | None:
+        """The last turn, or the last turn of ``role``."""
+        found = self.filter_messages(role)
+        return found[-1] if found else None
+
+    def first_message(self, role: Role | None = None) -> Message | None:
+        """The first turn, or the first turn of ``role``."""
+        found = self.filter_messages(role)
+        return found[0] if found else None
+
+    def filter_messages(self, role: Role | None = None) -> list[Message]:
+        """All turns, or those of ``role``."""
+        return [message for message in self.messages if role is None or message.role is role]
