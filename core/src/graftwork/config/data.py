@@ -1,0 +1,82 @@
+"""``data``: which rows, how they are mixed, packed and cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from graftwork.config.base import Params, neutral
+
+
+class DatasetParams(Params):
+    """One dataset of a split."""
+
+    ALIASES: ClassVar[Mapping[str, str]] = {"streaming": "stream"}
+
+    dataset_name: str = Field(min_length=1, description="Name of the reader: text, text_sft, or a plugin's.")
+    dataset_path: str | None = Field(None, description="File or folder, relative to the working directory.")
+    subset: str | None = Field(None, description="Part of a dataset that has several.")
+    split: str = Field("train", description="Split of a dataset that has several.")
+    dataset_kwargs: dict[str, Any] = Field(default_factory=dict, description="Options of the reader.")
+    sample_count: int | None = Field(None, ge=0, description="Use this many rows; more than there are repeats them.")
+    mixture_proportion: float | None = Field(
+        None, ge=0, le=1, description="Share of this dataset in the split; for all or none, with sum 1."
+    )
+    shuffle: bool = Field(False, description="Shuffle the rows.")
+    seed: int | None = Field(None, description="Seed of the shuffle; default: the split's or the run's.")
+    shuffle_buffer_size: int = Field(1000, ge=1, description="Rows held for shuffling while streaming.")
+    stream: bool | None = Field(None, description="Read rows as they are needed; default: the split's.")
+    trust_remote_code: Annotated[
+        Any, neutral(False, None, instead="remove it: no dataset brings code that is run here")
+    ] = Field(False, description="Oumi's; only false.")
+    transform_num_workers: Annotated[
+        Any, neutral(None, "auto", instead="remove it: rows are prepared by the trainer")
+    ] = Field(None, description="Oumi's; only null or auto.")
+
+    @field_validator("dataset_path", mode="after")
+    @classmethod
+    def _expand_home(cls, value: str | None) -> str | None:
+        return str(Path(value).expanduser()) if value and value.startswith("~") else value
+
+
+class DatasetSplitParams(Params):
+    """The datasets of one split, and how samples are made from their rows."""
+
+    ALIASES: ClassVar[Mapping[str, str]] = {"streaming": "stream"}
+
+    datasets: list[DatasetParams] = Field(default_factory=list, description="What the split is made of.")
+    collator_name: str | None = Field(None, description="How samples become a batch; default: the trainer's.")
+    collator_kwargs: dict[str, Any] = Field(default_factory=dict, description="Options of the collator.")
+    pack: bool = Field(False, description="Put several samples into one sequence; none sees another.")
+    stream: bool = Field(False, description="Read rows as they are needed instead of all at first.")
+    max_length: int | None = Field(None, gt=0, description="Longest sample in tokens; default: the model's.")
+    over_long: Literal["error", "drop", "truncate"] = Field("error", description="What to do with a longer sample.")
+    train_target: Literal["all_assistant_turns", "final_assistant_turn"] = Field(
+        "all_assistant_turns", description="Which turns of a conversation are trained."
+    )
+    mixture_strategy: Literal["first_exhausted", "all_exhausted"] = Field(
+        "first_exhausted", description="When a mixture with proportions ends."
+    )
+    seed: int | None = Field(None, description="Seed of the mixture; default: the run's.")
+    target_col: Annotated[
+        Any, neutral(None, instead="name the column in the dataset's dataset_kwargs (text_field)")
+    ] = Field(None, description="Oumi's; only null.")
+    use_async_dataset: Annotated[Any, neutral(False, None, instead="remove it, or use stream")] = Field(
+        False, description="Oumi's; only false."
+    )
+    use_torchdata: Annotated[Any, neutral(None, False, instead="remove it")] = Field(
+        None, description="Oumi's; only null or false."
+    )
+
+
+class DataParams(Params):
+    """The three splits."""
+
+    train: DatasetSplitParams = Field(default_factory=DatasetSplitParams, description="What is trained on.")
+    validation: DatasetSplitParams = Field(
+        default_factory=DatasetSplitParams, description="What eval_loss is measured on during the run."
+    )
+    test: DatasetSplitParams = Field(default_factory=DatasetSplitParams, description="Held out to the end.")

@@ -1,0 +1,67 @@
+"""Where each value came from: a line of a file, an environment variable, the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """One place. ``line`` counts from 1 and is None where there are no lines."""
+
+    source: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}"
+
+
+class Origins:
+    """The origin of every value that was set, by path."""
+
+    def __init__(self) -> None:
+        self._places: dict[Path, Origin] = {}
+
+    def __eq__(self, other: object) -> bool:
+        # Where a value came from is no part of what it is: equal configurations compare equal.
+        return isinstance(other, Origins)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[tuple[Path, Origin]]:
+        return iter(self._places.items())
+
+    def set(self, path: Path, origin: Origin) -> None:
+        """Notes the origin of a value, and forgets those of what lay under it."""
+        self.forget(path)
+        self._places[path] = origin
+
+    def forget(self, path: Path) -> None:
+        for known in [known for known in self._places if known[: len(path)] == path]:
+            del self._places[known]
+
+    def of(self, path: Path) -> Origin | None:
+        """The origin of the value at ``path``, or of the nearest block around it."""
+        for length in range(len(path), 0, -1):
+            if (place := self._places.get(path[:length])) is not None:
+                return place
+        return None
+
+
+def parse_path(text: str) -> Path:
+    """``data.train.datasets.0.split`` or ``data.train.datasets[0].split`` as a tuple.
+
+    >>> parse_path("data.train.datasets[0].split")
+    ('data', 'train', 'datasets', 0, 'split')
+    """
+    parts = re.sub(r"\[(\d+)\]", r".\1", text).split(".")
+    return tuple(int(part) if part.isdecimal() else part for part in parts)
+
+
+def format_path(path: Path) -> str:
+    """The inverse of :func:`parse_path`, with dots."""
+    return ".".join(map(str, path))

@@ -1,0 +1,19 @@
+"""Options of the core's own readers (``dataset_kwargs``). Torch-free."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from graftwork.config.base import Params
+
+
+class TextDatasetParams(Params):
+    """Options of the reader ``text``."""
+
+    text_field: str = Field("text", min_length=1, description="The key of a JSON row that holds the text.")
+
+
+class ChatDatasetParams(Params):
+    """Options of the reader ``text_sft``."""
+
+    messages_field: str = Field("messages", min_length=1, description="The key of a JSON row that holds the turns.")
