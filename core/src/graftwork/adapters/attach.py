@@ -1,0 +1,127 @@
+"""A fresh LoRA, or a trained one, on a model."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+
+from graftwork.adapters.folder import check_base, check_shapes
+from graftwork.adapters.targets import check_modules, linear_modules, module_leaves, resolve_lora_targets
+from graftwork.builders.family import family_of
+from graftwork.builders.quantize import choose_quantizer
+from graftwork.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel
+
+    from graftwork.config import PeftParams
+
+logger = logging.getLogger("graftwork.adapters")
+
+
+def attach_adapter(model: PreTrainedModel, peft: PeftParams, *, family: str | None = None) -> PeftModel:
+    """Puts a fresh LoRA (DoRA, rsLoRA) onto ``model``, in float32 whatever the base is in; the base is frozen.
+
+    The update starts at zero (B is), except with the initialisations that split the base. Raises
+    :class:`UsageError` for names and values that do not fit this model.
+    """
+    if isinstance(model, PeftModel):
+        raise UsageError("this model has an adapter already: train that one (adapter_model) or merge it first")
+    config = lora_config(model, peft, family=family)
+    _check_trainable(model, peft)
+    with _explained("the adapter"):
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+    _log_counts(adapted, f"LoRA of rank {peft.lora_r} on {', '.join(sorted(config.target_modules))}")
+    return adapted
+
+
+def load_adapter(model: PreTrainedModel, path: Path | str, trainable: bool = False) -> PeftModel:
+    """Puts the adapter in the folder ``path`` onto ``model``.
+
+    Raises :class:`ModelError` where the adapter was made for another base or does not fit in shape.
+    """
+    folder = Path(path)
+    check_base(folder, model)
+    with _explained(f"adapter {folder}"):
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable, autocast_adapter_dtype=True)
+    check_shapes(folder, adapted)
+    if trainable:
+        _log_counts(adapted, f"adapter {folder}")
+    return adapted
+
+
+def lora_config(model: PreTrainedModel, peft: PeftParams, *, family: str | None = None) -> LoraConfig:
+    """PEFT's configuration for ``peft`` on ``model``, with every name resolved."""
+    targets = resolve_lora_targets(family_of(model, family), peft.lora_target_modules, model)
+    check_modules(model, peft.lora_modules_to_save or (), "peft.lora_modules_to_save", module_leaves(model))
+    check_modules(model, peft.lora_exclude_modules or (), "peft.lora_exclude_modules", linear_modules(model))
+    return LoraConfig(
+        r=peft.lora_r,
+        lora_alpha=peft.lora_alpha,
+        lora_dropout=peft.lora_dropout,
+        target_modules=targets,
+        exclude_modules=peft.lora_exclude_modules,
+        target_parameters=peft.lora_target_parameters,
+        modules_to_save=peft.lora_modules_to_save,
+        bias=peft.lora_bias,
+        init_lora_weights=_initialisation(peft.lora_init_weights),
+        use_dora=peft.use_dora,
+        use_rslora=peft.use_rslora,
+        task_type=_task_type(peft.lora_task_type),
+        base_model_name_or_path=getattr(model, "name_or_path", None) or None,
+    )
+
+
+def _initialisation(name: str) -> bool | str:
+    if name in {"eva", "loftq"}:
+        needed = "training data" if name == "eva" else "a quantized copy of the base"
+        raise UsageError(
+            f"peft.lora_init_weights {name!r} needs {needed} before the first step, "
+            "which nothing here gives it: use default, gaussian, pissa or olora"
+        )
+    return {"default": True, "random": False}.get(name, name)
+
+
+def _task_type(name: str) -> TaskType:
+    try:
+        return TaskType(name.upper())
+    except ValueError as error:
+        raise UsageError(
+            f"peft.lora_task_type {name!r} is none of {', '.join(kind.value for kind in TaskType)}"
+        ) from error
+
+
+def _check_trainable(model: PreTrainedModel, peft: PeftParams) -> None:
+    quantizer = choose_quantizer(peft, model.device)
+    if quantizer is not None and not quantizer.trainable:
+        raise UsageError(
+            f"peft: adapters cannot be trained on what quantizer {quantizer.name!r} makes; it is for inference only"
+        )
+
+
+def _log_counts(model: Any, what: str) -> None:
+    trained, total = model.get_nb_trainable_parameters()
+    logger.info("%s: %s of %s parameters trained (%.2f%%)", what, f"{trained:,}", f"{total:,}", 100 * trained / total)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turns PEFT's errors into :class:`ModelError` and its warnings into log lines."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.simplefilter("ignore", FutureWarning)
+        # PEFT sets this itself for GPT-2's transposed layers, and says so each time
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        try:
+            yield
+        except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
+            raise ModelError(f"{what} does not fit this model: {' '.join(str(error).split())[:600]}") from error
+    for warning in caught:
+        logger.warning("%s: %s", what, " ".join(str(warning.message).split()))

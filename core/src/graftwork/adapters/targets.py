@@ -1,0 +1,87 @@
+"""Which modules of a model a LoRA goes onto."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from graftwork.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from graftwork.specs import ModelFamily
+
+_ALL = "all-linear"
+
+
+def resolve_lora_targets(
+    family: ModelFamily, names: Sequence[str] | Literal["all-linear"] | None, model: nn.Module
+) -> list[str]:
+    """The module names for PEFT from role names (torchtune's too), module names or ``all-linear``.
+
+    None means the family's default roles, or ``all-linear`` where it has none. Raises :class:`UsageError` for a
+    name that is no module of this model.
+    """
+    wanted = names if names is not None else (family.default_lora_roles or _ALL)
+    if isinstance(wanted, str):
+        wanted = [wanted]
+    found: dict[str, None] = {}
+    for name in wanted:
+        found.update(dict.fromkeys(all_linear(model) if name == _ALL else _role(family, name, model)))
+    if not found:
+        raise UsageError("peft.lora_target_modules: no linear module in this model, and none is named")
+    return list(found)
+
+
+def all_linear(model: nn.Module) -> list[str]:
+    """Every linear module except the output layer: by its last name where that says enough, else by its path."""
+    chosen = set(linear_modules(model)) - {_output_layer(model)}
+    others = {_leaf(name) for name, _ in model.named_modules() if name not in chosen}
+    return sorted({name if _leaf(name) in others else _leaf(name) for name in chosen})
+
+
+def linear_modules(model: nn.Module) -> list[str]:
+    """Dot paths of the modules that a LoRA can go onto."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+
+
+def check_modules(model: nn.Module, names: Iterable[str], field: str, known: Iterable[str]) -> None:
+    """Raises :class:`UsageError` for a name that ends no module's dot path. ``known`` are suggestions."""
+    for name in names:
+        if not _present(model, name):
+            raise UsageError(f"{field}: {name!r} is no module of this model: {did_you_mean(name, known)}")
+
+
+def module_leaves(model: nn.Module) -> list[str]:
+    """The last names of all modules with weights of their own."""
+    return sorted(
+        {_leaf(name) for name, module in model.named_modules() if name and any(True for _ in module.parameters(False))}
+    )
+
+
+def _role(family: ModelFamily, name: str, model: nn.Module) -> Sequence[str]:
+    modules = [module for module in family.lora_targets.get(name, (name,)) if _present(model, module)]
+    if not modules:
+        known = {*family.lora_targets, _ALL, *map(_leaf, linear_modules(model))}
+        raise UsageError(
+            f"peft.lora_target_modules: {name!r} is no module and no role of this model (family {family.name}): "
+            f"{did_you_mean(name, known, limit=16)}"
+        )
+    return modules
+
+
+def _present(model: nn.Module, name: str) -> bool:
+    return any(path == name or path.endswith(f".{name}") for path, _ in model.named_modules())
+
+
+def _output_layer(model: Any) -> str | None:
+    getter = getattr(model, "get_output_embeddings", None)
+    output = getter() if getter else None
+    return next((name for name, module in model.named_modules() if module is output), None)
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]

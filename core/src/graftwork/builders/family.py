@@ -1,0 +1,27 @@
+"""Which family a model belongs to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from graftwork.registry import get_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from graftwork.specs import ModelFamily
+
+
+def family_of(model_or_config: Any, explicit: str | None = None) -> ModelFamily:
+    """The family of a model, a PEFT model or a configuration; ``explicit`` (``name`` or ``dist:name``) wins.
+
+    Raises :class:`ClashError` where two families claim the model and none is chosen.
+    """
+    config = getattr(model_or_config, "config", model_or_config)
+    return choose_family(config.model_type, getattr(config, "architectures", None) or (), explicit)
+
+
+def choose_family(model_type: str | None, architectures: Sequence[str], explicit: str | None) -> ModelFamily:
+    """As :func:`family_of`, from what ``config.json`` says."""
+    registry = get_registry()
+    return registry.families[explicit] if explicit else registry.family_for(model_type, tuple(architectures))

@@ -1,0 +1,113 @@
+"""The two ways to get a model object: weights from a checkpoint, or fresh ones."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging as transformers_logging
+
+from graftwork.builders.dtype import DeviceMap, device_of
+from graftwork.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from transformers import PretrainedConfig, PreTrainedModel
+
+logger = logging.getLogger("graftwork.model")
+
+
+def model_class(config: PretrainedConfig, trust_remote_code: bool) -> type[PreTrainedModel]:
+    """The causal language model class of a configuration. Raises :class:`ModelError` where there is none."""
+    if trust_remote_code and hasattr(config, "auto_map"):
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        reference = config.auto_map["AutoModelForCausalLM"]
+        remote: type[PreTrainedModel] = get_class_from_dynamic_module(reference, config.name_or_path)
+        return remote
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"model_type {config.model_type!r} has no causal language model in transformers, and no plugin's family "
+            "builds it (graft plugins). If it is a graftwork.BaseModel of yours, import the module that defines it"
+        )
+    cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    chosen: type[PreTrainedModel] = cls[0] if isinstance(cls, tuple) else cls
+    return chosen
+
+
+def fresh(
+    cls: type[PreTrainedModel],
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    device_map: DeviceMap,
+    attn_implementation: str | None,
+) -> PreTrainedModel:
+    """A model with fresh weights in evaluation mode, on the device of ``device_map`` or of the context."""
+    keywords = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    with _explained(f"a fresh {config.model_type} model"):
+        model: PreTrainedModel = cls._from_config(config, dtype=dtype, **keywords)
+    if device_map is not None and model.device.type != "meta":
+        model = model.to(device_of(device_map))
+    return model.eval()
+
+
+def load(cls: type[PreTrainedModel], path: Path, **keywords: Any) -> PreTrainedModel:
+    """A model in evaluation mode with the weights in ``path``, every one of them.
+
+    Raises :class:`ModelError` where the weights do not fit the architecture: transformers would fill what is
+    missing with fresh ones.
+    """
+    if torch.get_default_device().type == "meta":
+        raise ModelError(
+            f'model {path}: torch.device("meta") builds without weights: set load_pretrained_weights=False'
+        )
+    with _explained(f"model {path}"), _quiet():
+        model, info = cls.from_pretrained(
+            path, output_loading_info=True, **{key: value for key, value in keywords.items() if value is not None}
+        )
+    _check_loaded(info, path)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _check_loaded(info: dict[str, Any], path: Path) -> None:
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"model {path}: {len(missing)} weights of the architecture are not in the checkpoint "
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): config.json does not fit the weights"
+        )
+    unused = sorted(info["unexpected_keys"])
+    if unused:
+        logger.warning(
+            "model %s: %d weights of the checkpoint are not used (%s)", path, len(unused), ", ".join(unused[:3])
+        )
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turns what transformers raises about files, values and missing packages into a :class:`ModelError`."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, ImportError, KeyError) as error:
+        text = " ".join(str(error).split())
+        raise ModelError(f"{what} cannot be built: {text[:600]}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bar and its table of weights, which :func:`_check_loaded` says in one line."""
+    shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if shown:
+            transformers_logging.enable_progress_bar()

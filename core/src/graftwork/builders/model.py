@@ -1,0 +1,204 @@
+"""``build_model``: from :class:`graftwork.ModelParams` to a transformers model."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from graftwork.builders.attention import check_attention
+from graftwork.builders.dtype import DeviceMap, checkpoint_dtype, choose_device_map, choose_dtype, device_of
+from graftwork.builders.family import choose_family
+from graftwork.builders.freeze import freeze_layers
+from graftwork.builders.length import check_length
+from graftwork.builders.load import fresh, load, model_class
+from graftwork.builders.model_config import config_of_folder, config_of_values, read_config
+from graftwork.builders.quantize import choose_quantizer, quantizer_options
+from graftwork.errors import ModelError, UsageError
+from graftwork.registry import get_registry
+from graftwork.sources import ResolvedModel, locate, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+
+    from graftwork.config import ModelParams, PeftParams
+    from graftwork.specs import ModelFamily, Preset, QuantizerSpec
+
+logger = logging.getLogger("graftwork.model")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRequest:
+    """Everything decided about a model before it is built; what :attr:`ModelFamily.build` gets.
+
+    ``path`` is the folder of the checkpoint, None for fresh weights. ``device_map`` and ``quantization_config``
+    are what ``from_pretrained`` takes.
+    """
+
+    params: ModelParams
+    config: PretrainedConfig
+    path: Path | None
+    dtype: torch.dtype
+    device_map: DeviceMap = None
+    quantization_config: Any = None
+
+    def build(self, cls: type[PreTrainedModel]) -> PreTrainedModel:
+        """A model of class ``cls`` as asked: from the checkpoint, or with fresh weights."""
+        if self.path is None:
+            return fresh(cls, self.config, self.dtype, self.device_map, self.params.attn_implementation)
+        return load(
+            cls,
+            self.path,
+            config=self.config,
+            dtype=self.dtype,
+            device_map=self.device_map,
+            quantization_config=self.quantization_config,
+            attn_implementation=self.params.attn_implementation,
+        )
+
+
+def build_model(params: ModelParams, peft_params: PeftParams | None = None, **model_kwargs: Any) -> PreTrainedModel:
+    """Builds the model that ``params`` names: a folder, a Hub model, or a preset with fresh weights.
+
+    ``peft_params`` (or ``params.peft_params``, which means the same) quantizes the base; a fresh LoRA is attached
+    by :func:`graftwork.attach_adapter` only. ``params.adapter_model`` is loaded, giving a ``PeftModel``.
+    ``model_kwargs`` go over ``params.model_kwargs`` into the model's configuration. Fresh weights are float32 (the
+    default dtype), the same for the same ``torch.manual_seed``, and respect ``torch.device("meta")``.
+
+    Raises :class:`UsageError` for values that are wrong, :class:`ModelError` for models that are.
+    """
+    params = _with_kwargs(params, model_kwargs)
+    peft = _one_peft(params.peft_params, peft_params)
+    source, adapter = _source(params)
+    request, family, quantizer = _request(params, peft, source)
+    model = _build(request, family)
+    _remember_source(model, source)
+    if quantizer is not None and quantizer.quantize is not None and peft is not None:
+        model = quantizer.quantize(model, quantizer_options(quantizer, peft))
+    if adapter is not None:
+        from graftwork.adapters.attach import load_adapter
+
+        model = load_adapter(model, adapter)
+    freeze_layers(model, params.freeze_layers, family)
+    if params.compile:
+        model.compile()
+    return model
+
+
+def _with_kwargs(params: ModelParams, model_kwargs: Mapping[str, Any]) -> ModelParams:
+    if not model_kwargs:
+        return params
+    return params.model_copy(update={"model_kwargs": {**params.model_kwargs, **model_kwargs}})
+
+
+def _one_peft(inside: PeftParams | None, given: PeftParams | None) -> PeftParams | None:
+    if inside is not None and given is not None and inside != given:
+        differing = [name for name in type(given).model_fields if getattr(inside, name) != getattr(given, name)]
+        raise UsageError(
+            f"peft_params are given twice and differ in {', '.join(differing)}: in ModelParams(peft_params=...) and "
+            "as the second argument (in a configuration: model.peft_params and peft). Give one"
+        )
+    return given or inside
+
+
+def _source(params: ModelParams) -> tuple[ResolvedModel, Path | None]:
+    """Where the base model comes from, and the folder of the adapter that goes onto it."""
+    from graftwork.adapters.folder import adapter_folder, base_of_adapter, is_adapter_only
+
+    adapter = adapter_folder(params.adapter_model) if params.adapter_model else None
+    source = resolve(params.model_name, revision=params.model_revision)
+    _check_weights(params, source)
+    if source.kind == "preset" or not params.load_pretrained_weights:
+        return source, adapter
+    path = locate(source, trust_remote_code=params.trust_remote_code)
+    if not (path / "adapter_config.json").is_file():
+        return source, adapter
+    if adapter is not None:
+        raise UsageError(
+            f"model_name {params.model_name!r} is itself an adapter and adapter_model {params.adapter_model!r} is "
+            "another: give the base as model_name"
+        )
+    return (base_of_adapter(path) if is_adapter_only(path) else source), path
+
+
+def _check_weights(params: ModelParams, source: ResolvedModel) -> None:
+    if source.preset is None or not params.load_pretrained_weights:
+        return
+    ids = source.preset.hub_ids
+    published = f"Its weights are on the Hub as {', '.join(ids)}: give that as model_name" if ids else "Give a folder"
+    raise ModelError(
+        f"model {params.model_name!r} is a preset, an architecture without weights. {published}; or set "
+        "load_pretrained_weights=False for fresh weights"
+    )
+
+
+def _request(
+    params: ModelParams, peft: PeftParams | None, source: ResolvedModel
+) -> tuple[BuildRequest, ModelFamily, QuantizerSpec | None]:
+    check_attention(params.attn_implementation, trust_remote_code=params.trust_remote_code)
+    device_map = choose_device_map(params.device_map)
+    device = device_of(device_map)
+    quantizer = choose_quantizer(peft, device)
+    config, family, path = _configured(params, source)
+    check_length(params.model_max_length, config)
+    weights = path if params.load_pretrained_weights else None
+    stored = checkpoint_dtype(read_config(weights), weights) if weights is not None else None
+    request = BuildRequest(
+        params=params,
+        config=config,
+        path=weights,
+        dtype=choose_dtype(params.torch_dtype, device, stored),
+        device_map=device_map,
+        quantization_config=_quantization(quantizer, peft, params),
+    )
+    return request, family, quantizer
+
+
+def _configured(params: ModelParams, source: ResolvedModel) -> tuple[PretrainedConfig, ModelFamily, Path | None]:
+    if source.preset is not None:
+        return *_of_preset(params, source.preset), None
+    path = locate(source, trust_remote_code=params.trust_remote_code)
+    values = read_config(path)
+    family = choose_family(values["model_type"], values.get("architectures") or (), params.family)
+    config = config_of_folder(path, params.model_kwargs, family, trust_remote_code=params.trust_remote_code)
+    return config, family, path
+
+
+def _of_preset(params: ModelParams, preset: Preset) -> tuple[PretrainedConfig, ModelFamily]:
+    registry = get_registry()
+    family = registry.families[params.family] if params.family else registry.family_of_preset(preset.name)
+    return config_of_values(preset.model_type, preset.values, params.model_kwargs), family
+
+
+def _quantization(quantizer: QuantizerSpec | None, peft: PeftParams | None, params: ModelParams) -> Any:
+    if quantizer is None or peft is None or quantizer.quantization_config is None:
+        return None
+    if not params.load_pretrained_weights:
+        raise UsageError(
+            f"peft: quantizer {quantizer.name!r} quantizes while it loads a checkpoint, and "
+            "load_pretrained_weights=False loads none"
+        )
+    return quantizer.quantization_config(quantizer_options(quantizer, peft))
+
+
+def _build(request: BuildRequest, family: ModelFamily) -> Any:
+    model: nn.Module
+    if family.build is not None:
+        model = family.build(request)
+    else:
+        model = request.build(model_class(request.config, request.params.trust_remote_code))
+    return model
+
+
+def _remember_source(model: Any, source: ResolvedModel) -> None:
+    """Adapters record their base by ``name_or_path``: a Hub id or an absolute folder, never a cache folder."""
+    name = "" if source.kind == "preset" else source.name
+    model.name_or_path = name
+    if isinstance(getattr(model, "config", None), PretrainedConfig):
+        model.config.name_or_path = name

@@ -1,0 +1,142 @@
+"""A model's configuration: from ``config.json`` as plain data, or from a preset, with ``model_kwargs`` over it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from graftwork.errors import ModelError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from graftwork.specs import ModelFamily
+
+logger = logging.getLogger("graftwork.model")
+
+# Keys with which a config.json could name code: Python files, and attention or expert kernels from the Hub.
+_NAMES_CODE = frozenset(
+    {
+        "auto_map",
+        "custom_pipelines",
+        "attn_implementation",
+        "experts_implementation",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "_attn_implementation_autoset",
+        "_experts_implementation",
+        "_experts_implementation_internal",
+    }
+)
+# Spellings that every rotary configuration turns into its rope_parameters
+_ROTARY = ("rope_theta", "rope_scaling", "partial_rotary_factor")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """``config.json`` of a model folder. Raises :class:`ModelError` where there is none or it is no JSON object."""
+    file = path / "config.json"
+    if not file.is_file():
+        raise ModelError(f"model {path}: there is no config.json, so this is not a transformers model folder")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{file}: not readable as JSON: {error}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+        raise ModelError(f"{file}: there is no model_type in it, so the architecture is unknown")
+    return values
+
+
+def config_of_folder(
+    path: Path, changes: Mapping[str, Any], family: ModelFamily, *, trust_remote_code: bool
+) -> PretrainedConfig:
+    """The configuration of a checkpoint. Code that it names is left alone unless ``trust_remote_code``.
+
+    Raises :class:`ModelError` where only such code would know the architecture.
+    """
+    values = read_config(path)
+    if trust_remote_code and "auto_map" in values:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=True)
+        return _changed(config, changes)
+    _refuse_unknown(values, path, family)
+    plain = _plain(values)
+    kind = plain.pop("model_type")
+    return _build(kind, {**plain, **_known(kind, changes, known=plain)})
+
+
+def config_of_values(model_type: str, values: Mapping[str, Any], changes: Mapping[str, Any]) -> PretrainedConfig:
+    """A preset's configuration, with ``changes`` over it."""
+    return _build(model_type, {**values, **_known(model_type, changes, known=values)})
+
+
+def _build(model_type: str, values: Mapping[str, Any]) -> PretrainedConfig:
+    if model_type not in CONFIG_MAPPING:
+        from graftwork.builders.base_model import config_class
+
+        return config_class(model_type)(**values)
+    try:
+        return AutoConfig.for_model(model_type, **values)
+    except Exception as error:  # the configuration classes raise errors of their own about single values
+        raise ModelError(f"the configuration of this {model_type} model is not valid: {error}") from error
+
+
+def _refuse_unknown(values: Mapping[str, Any], path: Path, family: ModelFamily) -> None:
+    model_type = values["model_type"]
+    if model_type in CONFIG_MAPPING or family.build is not None:
+        if "auto_map" in values:
+            logger.info("%s names Python code of its own; it is not run, transformers has %s itself", path, model_type)
+        return
+    if "auto_map" in values:
+        raise ModelError(
+            f"model {path}: its architecture {model_type!r} is Python code that lies beside the weights. Nothing of "
+            "it was run; if you trust its author set model.trust_remote_code=true"
+        )
+    raise ModelError(
+        f"model {path}: nobody here knows model_type {model_type!r}, neither transformers nor a plugin "
+        "(graft plugins). If it is a graftwork.BaseModel of yours, import the module that defines it first, or "
+        f"declare it in a ModelFamily plugin: {did_you_mean(model_type, CONFIG_MAPPING)}"
+    )
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` and its parts without the keys that can name code."""
+    return {
+        key: _plain(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in _NAMES_CODE
+    }
+
+
+def _known(model_type: str, changes: Mapping[str, Any], *, known: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``changes``, each checked to be a key of the configuration: transformers would accept any and use none."""
+    own = CONFIG_MAPPING.get(model_type, None)
+    if own is None and not known:
+        return changes
+    names = {*known, *(config_keys(own) if own else ())}
+    for key in changes:
+        if key not in names or key in _NAMES_CODE:
+            raise UsageError(
+                f"model.model_kwargs: {key!r} is no key of a {model_type} configuration: {did_you_mean(key, names)}"
+            )
+    return changes
+
+
+def _changed(config: PretrainedConfig, changes: Mapping[str, Any]) -> PretrainedConfig:
+    for key, value in changes.items():
+        if not hasattr(config, key):
+            raise UsageError(
+                f"model.model_kwargs: {key!r} is no key of this configuration: {did_you_mean(key, config.to_dict())}"
+            )
+        setattr(config, key, value)
+    return config
+
+
+def config_keys(config_class: type[PretrainedConfig]) -> set[str]:
+    """The keys that a configuration class knows, under all their spellings."""
+    names = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
+    return names | set(_ROTARY) if "rope_parameters" in names else names

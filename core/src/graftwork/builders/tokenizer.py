@@ -1,0 +1,140 @@
+"""``build_tokenizer``: from :class:`graftwork.ModelParams` to a fast tokenizer with pad token and chat template."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+from graftwork.chat.sandbox import compiled
+from graftwork.chat.template import find_template
+from graftwork.errors import ClashError, ModelError, UsageError
+from graftwork.registry import get_registry
+from graftwork.sources import locate, resolve
+from graftwork.tokenizers.special import PAD_TEXTS, get_default_special_tokens, token_id
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerFast
+
+    from graftwork.config import ModelParams
+    from graftwork.specs import ModelFamily, TokenizerSpec
+
+logger = logging.getLogger(__name__)
+
+
+def build_tokenizer(params: ModelParams) -> PreTrainedTokenizerFast:
+    """The tokenizer of the model that ``params`` names, or of ``tokenizer_name``.
+
+    It gets ``model_max_length`` and a chat template: the one asked for, else its own, else the family's where the
+    vocabulary has its stop tokens, else ``default``. A pad token is set where one is asked for or the vocabulary
+    has one made for it; otherwise it stays None, as nothing here needs padding. No token is ever added.
+
+    Raises :class:`~graftwork.errors.ModelError` where there is no tokenizer,
+    :class:`~graftwork.errors.UsageError` for a token that the vocabulary does not have.
+    """
+    folder = tokenizer_folder(params)
+    family = get_registry().families[params.family] if params.family else family_of_folder(folder)
+    tokenizer = _spec(folder, params, family).load(folder, _kwargs(params))
+    _set_pad_token(tokenizer, params, family)
+    if params.model_max_length is not None:
+        tokenizer.model_max_length = params.model_max_length
+    _set_template(tokenizer, params, family)
+    return tokenizer
+
+
+def tokenizer_folder(params: ModelParams) -> Path:
+    """The folder with the tokenizer's files, downloaded where needed. A preset has none."""
+    name = params.tokenizer_name or params.model_name
+    resolved = resolve(name, revision=None if params.tokenizer_name else params.model_revision)
+    if resolved.preset is None:
+        return locate(resolved, trust_remote_code=params.trust_remote_code)
+    ids = ", ".join(resolved.preset.hub_ids)
+    raise ModelError(
+        f"model {name!r} is a preset, an architecture without files, so it has no tokenizer: set "
+        f"model.tokenizer_name to a folder or a Hub id{f' such as {ids}' if ids else ''}"
+    )
+
+
+def family_of_folder(folder: Path) -> ModelFamily | None:
+    """The family that claims the model in ``folder``; None where there is no ``config.json``."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return None
+    values = json.loads(file.read_text("utf-8"))
+    return get_registry().family_for(values.get("model_type"), tuple(values.get("architectures") or ()))
+
+
+def _spec(folder: Path, params: ModelParams, family: ModelFamily | None) -> TokenizerSpec:
+    registry = get_registry()
+    named = params.tokenizer_impl or (family.tokenizer_impl if family else None)
+    if named:
+        return registry.tokenizers[named]
+    fitting = [spec for spec in registry.tokenizers.values() if any(any(folder.glob(name)) for name in spec.files)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        spellings = " or ".join(f"{registry.tokenizers.owner(spec.name).distribution}:{spec.name}" for spec in fitting)
+        raise ClashError(f"tokenizer in {folder}: several can read its files; set model.tokenizer_impl to {spellings}")
+    looked_for = sorted({name for spec in registry.tokenizers.values() for name in spec.files})
+    raise ModelError(
+        f"there is no tokenizer in {folder} (looked for {', '.join(looked_for)}); "
+        "set model.tokenizer_name to a folder or Hub id that has one"
+    )
+
+
+def _kwargs(params: ModelParams) -> dict[str, Any]:
+    kwargs = {name: value for name, value in params.tokenizer_kwargs.items() if name != "pad_token"}
+    if params.trust_remote_code:
+        kwargs["trust_remote_code"] = True
+    return kwargs
+
+
+def _set_pad_token(tokenizer: Any, params: ModelParams, family: ModelFamily | None) -> None:
+    asked = _asked_pad_token(params)
+    if asked is not None:
+        _require_token(tokenizer, asked, "tokenizer_pad_token")
+        tokenizer.pad_token = asked
+    elif tokenizer.pad_token is None:
+        found = get_default_special_tokens(tokenizer, family=family).pad_token
+        if found is not None:
+            logger.info("pad token: %s (id %d), from %s", found.text, found.id, found.origin)
+            tokenizer.pad_token = found.text
+
+
+def _asked_pad_token(params: ModelParams) -> str | None:
+    by_field, by_kwargs = params.tokenizer_pad_token, params.tokenizer_kwargs.get("pad_token")
+    if by_field is not None and by_kwargs is not None and by_field != by_kwargs:
+        raise UsageError(
+            f"the pad token is given twice: model.tokenizer_pad_token {by_field!r} and "
+            f"model.tokenizer_kwargs.pad_token {by_kwargs!r}; give one"
+        )
+    return by_field if by_field is not None else by_kwargs
+
+
+def _require_token(tokenizer: Any, text: str, field: str) -> None:
+    """A token that is not in the vocabulary would get an id for which the model has no embedding."""
+    if token_id(tokenizer, text) is not None:
+        return
+    candidates: Sequence[str] = [name for name in PAD_TEXTS if token_id(tokenizer, name) is not None]
+    candidates = candidates or [name for name in (tokenizer.unk_token, tokenizer.eos_token) if name]
+    raise UsageError(
+        f"model.{field} {text!r} is not in the vocabulary of {len(tokenizer)} tokens, and the model has no embedding "
+        f"for a new one; use {' or '.join(candidates) or 'a token that it has'}"
+    )
+
+
+def _set_template(tokenizer: Any, params: ModelParams, family: ModelFamily | None) -> None:
+    if family is not None and not _fits(tokenizer, family):
+        family = None
+    found = find_template(params.chat_template, tokenizer, family)
+    compiled(found.source)
+    tokenizer.chat_template = found.source
+
+
+def _fits(tokenizer: Any, family: ModelFamily) -> bool:
+    """Whether the vocabulary has the tokens that end a turn in the family's template."""
+    template = get_registry().chat_templates.get_or_none(family.chat_template or "")
+    return template is not None and all(token_id(tokenizer, text) is not None for text in template.stop)
