@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graftwork.adapters import attach_adapter, merge_adapter
     from graftwork.builders import BaseModel, build_chat_template, build_model, build_tokenizer
+    from graftwork.chat import encode_chat, render_chat
     from graftwork.config import (
         DataParams,
         GenerationParams,
@@ -34,6 +35,8 @@ _EXPORTS = {
     "build_chat_template": "graftwork.builders",
     "build_model": "graftwork.builders",
     "build_tokenizer": "graftwork.builders",
+    "encode_chat": "graftwork.chat",
+    "render_chat": "graftwork.chat",
     "DataParams": "graftwork.config",
     "GenerationParams": "graftwork.config",
     "ModelParams": "graftwork.config",
@@ -68,10 +71,12 @@ __all__ = [
     "build_chat_template",
     "build_model",
     "build_tokenizer",
+    "encode_chat",
     "hookimpl",
     "load_config",
     "merge_adapter",
     "presets",
+    "render_chat",
     "train",
 ]
 

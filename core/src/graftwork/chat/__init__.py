@@ -1,0 +1,17 @@
+"""Chat templates: found by name, rendered in a sandbox, encoded with the mask of what is trained."""
+
+from __future__ import annotations
+
+from graftwork.chat.encode import EncodedChat, TrainTarget, check_turns, encode_chat
+from graftwork.chat.render import render_chat
+from graftwork.chat.template import TemplateSource, find_template
+
+__all__ = [
+    "EncodedChat",
+    "TemplateSource",
+    "TrainTarget",
+    "check_turns",
+    "encode_chat",
+    "find_template",
+    "render_chat",
+]

@@ -1,0 +1,157 @@
+"""Conversations to text, exactly as transformers' ``apply_chat_template`` would write it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from graftwork.chat import sandbox
+from graftwork.chat.limits import TemplateLimitError
+from graftwork.chat.template import TemplateSource, find_template
+from graftwork.errors import DataError, UsageError
+from graftwork.messages import ContentItem, Conversation, Message, Type
+
+logger = logging.getLogger(__name__)
+
+Messages = Conversation | Sequence[Message] | Sequence[Mapping[str, Any]]
+
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+def render_chat(
+    messages: Messages,
+    *,
+    template: TemplateSource | str | None = None,
+    tokenizer: Any = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = False,
+    **variables: Any,
+) -> str:
+    """The text of ``messages`` under ``template`` (a name, a file, Jinja text; None is the tokenizer's own).
+
+    ``variables`` are further names that the template may use, beside the tokenizer's special tokens. Raises
+    :class:`~graftwork.errors.DataError` where the template refuses the conversation or leaves a role out.
+    """
+    found = find_template(template, tokenizer)
+    names = {**special_tokens(tokenizer), "tools": tools, "add_generation_prompt": add_generation_prompt, **variables}
+    rows = plain_messages(messages)
+    text, _ = render(found, rows, names)
+    require_all_roles(found, rows, names, text)
+    return text
+
+
+def render(
+    template: TemplateSource, messages: list[dict[str, Any]], variables: Mapping[str, Any]
+) -> tuple[str, list[tuple[int, str]]]:
+    """The text and the ``{% generation %}`` blocks; what goes wrong is raised as an error for the user."""
+    try:
+        return sandbox.render(template.source, {"documents": None, **_plain(variables), "messages": messages})
+    except TemplateLimitError as error:
+        raise UsageError(f"chat template {template.label} was stopped: {error}; use another template") from None
+    except jinja2.exceptions.SecurityError as error:
+        raise UsageError(f"chat template {template.label} does what no template may: {error}") from None
+    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        roles = " ".join(str(message.get("role")) for message in messages)
+        raise DataError(
+            f"chat template {template.label} refuses the conversation ({roles or 'no messages'}): {error}"
+        ) from None
+
+
+def special_tokens(tokenizer: Any) -> dict[str, str]:
+    """The named special tokens of the tokenizer (``bos_token``, ...) that it has; texts."""
+    return {} if tokenizer is None else dict(tokenizer.special_tokens_map)
+
+
+def plain_messages(messages: Messages) -> list[dict[str, Any]]:
+    """Dictionaries of plain values, which is all that a template gets to see. Keys that are None are left out."""
+    if isinstance(messages, Conversation):
+        messages = messages.messages
+    if not messages:
+        raise DataError("the conversation has no messages; leave the row out or add one")
+    return [_plain_message(message) for message in messages]
+
+
+def _plain_message(message: Message | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(message, Message):
+        return {"role": str(message.role), "content": _plain_content(message.content)}
+    if not isinstance(message, Mapping) or "role" not in message:
+        raise DataError(f"a message must be an object with 'role' and 'content', not {str(message)[:80]!r}")
+    plain = {str(key): _plain(value) for key, value in message.items() if value is not None}
+    reasoning = next((plain[key] for key in _REASONING if key in plain), None)
+    if reasoning is not None:
+        # Templates read either name, and transformers fills both.
+        plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+    return plain
+
+
+def _plain_content(content: str | list[ContentItem]) -> str | list[dict[str, Any]]:
+    if isinstance(content, str):
+        return content
+    if all(item.type is Type.TEXT for item in content):
+        return "".join(item.content or "" for item in content)
+    return [
+        {"type": "text", "text": item.content or ""} if item.type is Type.TEXT else {"type": "image"}
+        for item in content
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """``value`` rebuilt from JSON types: a richer object has methods that the sandbox does not know to be harmful."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return f"<{type(value).__name__}>"
+
+
+# What a template leaves out
+
+
+def require_all_roles(
+    template: TemplateSource, messages: list[dict[str, Any]], variables: Mapping[str, Any], text: str
+) -> None:
+    """Raises :class:`DataError` where ``text`` lacks a message because the template drops its role.
+
+    A template may change a text (strip a chain of thought, escape JSON); that is told from dropping it by
+    rendering the same roles with a word in place of each text.
+    """
+    missing = [message for message in messages if any(part not in text for part in _texts(message))]
+    if not missing:
+        return
+    words = _probe(template, messages, variables)
+    for index, message in enumerate(messages):
+        if message in missing and words is not None and _word(index) not in words:
+            raise DataError(
+                f"chat template {template.label} drops the {message['role']} message number {index + 1} without a "
+                f"word; choose a template that renders the role '{message['role']}', or leave such messages out"
+            )
+
+
+def _probe(template: TemplateSource, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str | None:
+    probes = [{**message, "content": _word(index)} for index, message in enumerate(messages)]
+    try:
+        return render(template, probes, variables)[0]
+    except DataError:
+        return None
+
+
+def _word(index: int) -> str:
+    return f"zq{index}qz"
+
+
+def _texts(message: Mapping[str, Any]) -> Iterable[str]:
+    content = message.get("content")
+    parts = (
+        [content]
+        if isinstance(content, str)
+        else [part.get("text") for part in content or [] if isinstance(part, dict)]
+    )
+    return [part.strip() for part in parts if isinstance(part, str) and part.strip()]

@@ -1,0 +1,179 @@
+"""Jinja as chat templates expect it: what transformers offers them, in a sandbox, with ``{% generation %}``.
+
+The environment has the settings, filters and globals that templates on the Hub are written against
+(trim_blocks, ``raise_exception``, ``strftime_now``, ``tojson``, loop controls), so that the text is the same.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from graftwork.chat import limits
+from graftwork.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from jinja2.parser import Parser
+    from jinja2.runtime import Context, Macro
+
+
+class _Generation(Extension):
+    """Notes where the text of each ``{% generation %}`` block begins, as the pieces before it have been yielded."""
+
+    tags: ClassVar[set[str]] = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_note"), [], [], body).set_lineno(line)
+
+    def _note(self, caller: Macro) -> str:
+        text = str(caller())
+        rendering = limits.CURRENT.get()
+        if rendering is not None:
+            rendering.spans.append((rendering.length, text))
+        return text
+
+
+class _PlainNamespace(Namespace):
+    """Jinja's ``namespace`` without underscore names, which lead out of the sandbox."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, *rest = args
+        values = dict(*rest, **kwargs)
+        for name in values:
+            _refuse_private(name)
+        Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_private(name)
+        super().__setitem__(name, value)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        """The syntax tree, with every loop counted and every ``~`` measured."""
+        tree = super()._parse(source, name, filename)
+        for loop in tree.find_all(nodes.For):
+            loop.iter = nodes.Filter(loop.iter, "_watch", [], [], None, None, lineno=loop.lineno)
+        return _measure_concats(tree)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        limits.check_operator(operator, left, right)
+        return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        limits.tick()
+        name = "." + getattr(__obj, "__name__", "")
+        args = limits.held(name, args)
+        subject = getattr(__obj, "__self__", args[0] if args else None)
+        limits.check_call(name, subject, [*args, *kwargs.values()])
+        return super().call(__context, __obj, *args, **kwargs)
+
+
+def render(source: str, variables: Mapping[str, Any]) -> tuple[str, list[tuple[int, str]]]:
+    """The text, and for each ``{% generation %}`` block where it begins in it and its own text.
+
+    A block whose output a macro or a filter held back does not lie where it is said to: the caller compares.
+    Raises what Jinja raises, and :class:`~graftwork.chat.limits.TemplateLimitError`.
+    """
+    template = compiled(source)
+    rendering = limits.Rendering()
+    token = limits.CURRENT.set(rendering)
+    pieces = []
+    try:
+        for piece in template.generate(variables):
+            pieces.append(piece)
+            rendering.length += len(piece)
+            limits.measured(rendering.length)
+    finally:
+        limits.CURRENT.reset(token)
+    return "".join(pieces), rendering.spans
+
+
+@lru_cache(maxsize=64)
+def compiled(source: str) -> jinja2.Template:
+    """The compiled template; raises :class:`UsageError` with the line where its syntax is wrong."""
+    try:
+        template: jinja2.Template = _environment().from_string(source)
+        return template
+    except jinja2.TemplateSyntaxError as error:
+        lines = source.splitlines()
+        line = lines[error.lineno - 1].strip() if 0 < error.lineno <= len(lines) else ""
+        raise UsageError(
+            f"the chat template is not valid Jinja: line {error.lineno}: {error.message}: {line[:80]!r}; mend that line"
+        ) from None
+
+
+@lru_cache(maxsize=1)
+def _environment() -> _Environment:
+    environment = _Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=limits.emitted
+    )
+    environment.filters = {name: limits.guarded(name, function) for name, function in environment.filters.items()}
+    environment.filters["tojson"] = limits.guarded("tojson", _tojson)
+    environment.filters["_watch"] = limits.watch
+    environment.filters["_concat"] = limits.join_texts
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = strftime_now
+    environment.globals["dict"] = _plain_dict
+    environment.globals["namespace"] = _PlainNamespace
+    del environment.globals["lipsum"]  # text of any length
+    return environment
+
+
+def _measure_concats(tree: Any) -> Any:
+    for node in tree.iter_child_nodes():
+        _measure_concats(node)
+    for field, value in tree.iter_fields():
+        if isinstance(value, nodes.Concat):
+            setattr(tree, field, _measured_concat(value))
+        elif isinstance(value, list):
+            value[:] = [_measured_concat(item) if isinstance(item, nodes.Concat) else item for item in value]
+    return tree
+
+
+def _measured_concat(node: nodes.Concat) -> nodes.Filter:
+    return nodes.Filter(nodes.List(node.nodes), "_concat", [], [], None, None, lineno=node.lineno)
+
+
+def _refuse_private(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(
+            f"a namespace may not hold the name {name!r}: it begins with an underscore"
+        )
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as it is: Jinja's own filter escapes HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
+
+
+def _plain_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+    return dict(*args, **kwargs)

@@ -1,0 +1,7 @@
+"""Tokenizers: read from their files, with the special tokens that matter and where each comes from."""
+
+from __future__ import annotations
+
+from graftwork.tokenizers.special import SpecialToken, SpecialTokens, get_default_special_tokens, stop_token_ids
+
+__all__ = ["SpecialToken", "SpecialTokens", "get_default_special_tokens", "stop_token_ids"]
