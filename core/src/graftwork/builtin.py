@@ -183,9 +183,14 @@ def _chat_params() -> type[BaseModel]:
 @hookimpl
 def graftwork_datasets() -> list[DatasetSpec]:
     return [
-        DatasetSpec(name="text", schema="text", open=_open_text, params=_text_params),
+        DatasetSpec(name="text", schema="text", open=_open_text, params=_text_params, needs_path=True),
         DatasetSpec(
-            name="text_sft", aliases=("text_sft_jsonl",), schema="chat", open=_open_chat, params=_chat_params
+            name="text_sft",
+            aliases=("text_sft_jsonl",),
+            schema="chat",
+            open=_open_chat,
+            params=_chat_params,
+            needs_path=True,
         ),
     ]
 

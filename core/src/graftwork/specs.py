@@ -140,13 +140,17 @@ class QuantizerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSpec:
-    """A reader of rows. ``open`` gives a source that can be iterated, and resumed at a position."""
+    """A reader of rows. ``open`` gives a source that can be iterated, and resumed at a position.
+
+    ``needs_path`` states that there is nothing to read without a ``dataset_path``.
+    """
 
     name: str
     schema: Schema
     open: Callable[[OpenRequest], RowSource]
     aliases: tuple[str, ...] = ()
     params: ParamsThunk | None = None
+    needs_path: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

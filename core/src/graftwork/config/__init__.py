@@ -1,11 +1,11 @@
 """Configurations: typed parameters, read from YAML, the environment and the command line."""
 
 from graftwork.config.base import Params
-from graftwork.config.checks import plugin_params
 from graftwork.config.data import DataParams, DatasetParams, DatasetSplitParams
 from graftwork.config.generation import GenerationParams
 from graftwork.config.load import check_config, load_config
 from graftwork.config.model import ModelParams
+from graftwork.config.names import plugin_params
 from graftwork.config.peft import PeftParams
 from graftwork.config.run import RunConfig
 from graftwork.config.training import TrainingParams

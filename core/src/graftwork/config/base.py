@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
-    Field,
+    GetCoreSchemaHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from graftwork.errors import ConfigError, did_you_mean
-
-Options = Annotated[dict[str, Any], Field(default_factory=dict)]
 
 
 class Params(BaseModel):
@@ -58,18 +55,27 @@ class Params(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _rename_aliases(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or not any(key in cls.ALIASES for key in data):
-            return data
-        renamed: dict[Any, Any] = {}
+    def _prepare(cls, data: Any) -> Any:
+        return cls.prepare(data) if isinstance(data, dict) else data
+
+    @classmethod
+    def prepare(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """``data`` under the fields' own names, without blocks and lists that were left empty (``training:``)."""
+        renamed: dict[str, Any] = {}
         for key, value in data.items():
             name = cls.ALIASES.get(key, key)
             if name in renamed:
-                raise PydanticCustomError(
-                    "same_setting", "{key} and {name} are one setting; keep one", {"key": key, "name": name}
-                )
-            renamed[name] = value
+                hint = f"{key} and {name} are one setting; keep one"
+                raise PydanticCustomError("same_setting", "{hint}", {"hint": hint})
+            if value is not None or not cls._is_container(name):
+                renamed[name] = value
         return renamed
+
+    @classmethod
+    def _is_container(cls, name: str) -> bool:
+        field = cls.model_fields.get(name)
+        kind = get_origin(field.annotation) or field.annotation if field else None
+        return isinstance(kind, type) and issubclass(kind, (list, dict, BaseModel))
 
     @field_validator("*", mode="before")
     @classmethod
@@ -105,18 +111,24 @@ def _takes_numbers_only(annotation: Any) -> bool:
     return any(part in (int, float) for part in parts) and bool not in parts
 
 
-def neutral(*values: Any, instead: str) -> AfterValidator:
-    """A field that is known but not supported here: only ``values``, which ask for nothing, are accepted."""
+class Neutral:
+    """Marks a field that is known but not supported here: only ``values``, which ask for nothing, are accepted."""
 
-    def check(value: Any) -> Any:
-        if not any(value == allowed and type(value) is type(allowed) for allowed in values):
-            raise PydanticCustomError("not_supported", "{hint}", {"hint": f"not supported here; {instead}"})
+    def __init__(self, *values: Any, instead: str) -> None:
+        self.values = values
+        self.instead = instead
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, value: Any) -> Any:
+        if not any(value == allowed and type(value) is type(allowed) for allowed in self.values):
+            raise PydanticCustomError("not_supported", "{hint}", {"hint": f"not supported here; {self.instead}"})
         return value
 
-    return AfterValidator(check)
 
-
-def _readable(error: ValidationError, model: type[BaseModel], data: Mapping[str, Any]) -> ConfigError:
+def _readable(error: ValidationError, model: type[Params], data: Mapping[str, Any]) -> ConfigError:
     from graftwork.config.problems import problems_of
 
-    return ConfigError([problem.render() for problem in problems_of(error, model, data)], source=model.__name__)
+    named = {model.ALIASES.get(key, key): value for key, value in data.items()}
+    return ConfigError([problem.render() for problem in problems_of(error, model, named)], source=model.__name__)

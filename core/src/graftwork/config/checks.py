@@ -2,14 +2,173 @@
 
 from __future__ import annotations
 
-from graftwork.config.names import check_names, plugin_params
-from graftwork.config.origins import Origins
-from graftwork.config.problems import Problem
-from graftwork.config.run import RunConfig
+import math
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
+
+from graftwork.config.names import check_names, known
+from graftwork.config.problems import Problem, near_file
+from graftwork.errors import did_you_mean
+from graftwork.registry import get_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from graftwork.config.data import DataParams, DatasetParams, DatasetSplitParams
+    from graftwork.config.origins import Path
+    from graftwork.config.run import RunConfig
+
+_SCHEDULER_OPTIONS = {"cosine_with_restarts": ("num_cycles",), "cosine_with_min_lr": ("min_lr", "min_lr_rate")}
+_EVAL: Path = ("training", "eval_strategy")
 
 
-def check_all(config: RunConfig, origins: Origins) -> list[Problem]:
-    return [*check_names(config)]
+def check_all(config: RunConfig) -> list[Problem]:
+    """Everything that is wrong with a configuration whose fields are each right by themselves."""
+    checks = (
+        check_names,
+        _check_splits,
+        _check_schemas,
+        _check_evaluation,
+        _check_schedule,
+        _check_adapter,
+        _check_paths,
+    )
+    return [problem for check in checks for problem in check(config)]
 
 
-__all__ = ["check_all", "plugin_params"]
+def _check_splits(config: RunConfig) -> Iterator[Problem]:
+    path: Path = ("data", "train", "datasets")
+    if not config.data.train.datasets:
+        yield Problem(path=path, text="empty; name at least one dataset to train on", related=(("data",),))
+    for name, split in config.data.splits().items():
+        yield from _check_mixture(split, ("data", name))
+        for index, dataset in enumerate(split.datasets):
+            yield from _check_dataset(dataset, ("data", name, "datasets", index), config)
+    yield from _check_collators(config.data)
+
+
+def _check_mixture(split: DatasetSplitParams, path: Path) -> Iterator[Problem]:
+    shares = [dataset.mixture_proportion for dataset in split.datasets]
+    paths = tuple((*path, "datasets", index, "mixture_proportion") for index in range(len(shares)))
+    given = [share for share in shares if share is not None]
+    if given and len(given) < len(shares):
+        at = paths[shares.index(None)]
+        text = "missing; where one dataset of a split has a mixture_proportion, all need one"
+        yield Problem(path=at, text=text, related=paths)
+    elif given and not math.isclose(sum(given), 1, abs_tol=1e-6):
+        listed = " + ".join(f"{share:g}" for share in given)
+        text = f"the proportions of the split are {listed} = {sum(given):g}; they must add up to 1"
+        yield Problem(path=paths[0], value=given[0], text=text, related=paths)
+
+
+def _check_dataset(dataset: DatasetParams, path: Path, config: RunConfig) -> Iterator[Problem]:
+    at = (*path, "dataset_path")
+    spec = known(get_registry().datasets, dataset.dataset_name)
+    if dataset.dataset_path is None:
+        if spec and spec.needs_path:
+            text = f"missing; {dataset.dataset_name} reads a file or folder"
+            yield Problem(path=at, text=text, related=((*path, "dataset_name"),))
+    elif not FilePath(dataset.dataset_path).exists():
+        yield Problem(path=at, value=dataset.dataset_path, text=_not_there(dataset.dataset_path, config.where(at)))
+
+
+def _not_there(path: str, place: str) -> str:
+    """What to say of a file that is not there; ``place`` is where it was named (``dir/run.yaml:12``)."""
+    text = "there is no such file or folder"
+    if not FilePath(path).is_absolute():
+        text += f" in {FilePath.cwd()}"
+    beside = FilePath(place.rpartition(":")[0]).parent / path
+    if place and beside.exists():
+        return f"{text}; paths are relative to the working directory: did you mean {beside}?"
+    return f"{text}{near_file(FilePath(path))}"
+
+
+def _check_collators(data: DataParams) -> Iterator[Problem]:
+    named = [(name, split.collator_name) for name, split in data.splits().items() if split.collator_name]
+    for name, collator in named[1:]:
+        first, wanted = named[0]
+        if collator.casefold() != wanted.casefold():
+            text = f"differs from data.{first}.collator_name = {wanted!r}; one run has one collator"
+            related = (("data", first, "collator_name"),)
+            yield Problem(path=("data", name, "collator_name"), value=collator, text=text, related=related)
+
+
+def _check_schemas(config: RunConfig) -> Iterator[Problem]:
+    """The trainer takes what every dataset gives."""
+    registry = get_registry()
+    trainer = known(registry.trainers, config.training.trainer_type)
+    for name, split in config.data.splits().items():
+        for index, dataset in enumerate(split.datasets):
+            spec = known(registry.datasets, dataset.dataset_name)
+            if trainer and spec and spec.schema not in trainer.schemas:
+                text = (
+                    f"gives {spec.schema} rows, and the trainer {config.training.trainer_type} takes "
+                    f"{' or '.join(trainer.schemas)}; change one of the two"
+                )
+                path = ("data", name, "datasets", index, "dataset_name")
+                related = (("training", "trainer_type"),)
+                yield Problem(path=path, value=dataset.dataset_name, text=text, related=related)
+
+
+def _check_evaluation(config: RunConfig) -> Iterator[Problem]:
+    training = config.training
+    if training.eval_strategy != "no":
+        if not config.data.validation.datasets:
+            text = "there is nothing to evaluate on: data.validation.datasets is empty; name a dataset there"
+            related = (("data", "validation", "datasets"),)
+            yield Problem(path=_EVAL, value=training.eval_strategy, text=text, related=related)
+        return
+    needs = "needs evaluations; set training.eval_strategy to steps or epoch"
+    for name in ("early_stopping_patience", "load_best_model_at_end"):
+        if value := getattr(training, name):
+            yield Problem(path=("training", name), value=value, text=needs, related=(_EVAL,))
+
+
+def _check_schedule(config: RunConfig) -> Iterator[Problem]:
+    training = config.training
+    if training.warmup_ratio is not None and training.warmup_steps is not None:
+        path: Path = ("training", "warmup_ratio")
+        text = f"training.warmup_steps = {training.warmup_steps} says the same in another unit; keep one"
+        yield Problem(path=path, value=training.warmup_ratio, text=text, related=(("training", "warmup_steps"),))
+    taken = _SCHEDULER_OPTIONS.get(training.lr_scheduler_type, ())
+    for key, value in training.lr_scheduler_kwargs.items():
+        path = ("training", "lr_scheduler_kwargs", key)
+        related = (("training", "lr_scheduler_type"),)
+        if key not in taken:
+            text = f"not an option of the schedule {training.lr_scheduler_type}; {did_you_mean(key, taken)}"
+            yield Problem(path=path, value=value, text=text, related=related)
+        elif isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            yield Problem(path=path, value=value, text="expected a number, 0 or more", related=related)
+
+
+def _check_adapter(config: RunConfig) -> Iterator[Problem]:
+    peft, use_peft = config.peft, config.training.use_peft
+    own = config.model.peft_params
+    if own is not None and own != peft:
+        yield Problem(
+            path=("model", "peft_params"), text="differs from the section peft; keep one", related=(("peft",),)
+        )
+    for name in ("q_lora", "quantizer"):
+        value = getattr(peft, name)
+        if value and not use_peft:
+            text = "quantized weights are not trained themselves, an adapter on them is; set training.use_peft to true"
+            yield Problem(path=("peft", name), value=value, text=text, related=(("training", "use_peft"),))
+    quantizers = get_registry().quantizers.values()
+    if peft.q_lora and not peft.quantizer and not any(peft.q_lora_bits in spec.bits for spec in quantizers):
+        text = (
+            f"no installed plugin quantizes to {peft.q_lora_bits} bits (peft.q_lora_bits); "
+            "install one that does (graftwork-bitsandbytes has 4 and 8), see `graft plugins`"
+        )
+        related = (("peft", "q_lora_bits"), ("peft", "quantizer"))
+        yield Problem(path=("peft", "q_lora"), value=True, text=text, related=related)
+
+
+def _check_paths(config: RunConfig) -> Iterator[Problem]:
+    training = config.training
+    resume = training.resume_from_checkpoint
+    if resume is not None and not FilePath(resume).expanduser().is_dir():
+        path: Path = ("training", "resume_from_checkpoint")
+        yield Problem(path=path, value=resume, text=f"there is no such folder in {FilePath.cwd()}")
+    if FilePath(training.output_dir).expanduser().is_file():
+        text = "is a file; name a folder, which is made where it is missing"
+        yield Problem(path=("training", "output_dir"), value=training.output_dir, text=text)

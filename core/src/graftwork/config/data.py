@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from graftwork.config.base import Params, neutral
+from graftwork.config.base import Neutral, Params
 
 
 class DatasetParams(Params):
@@ -30,10 +30,10 @@ class DatasetParams(Params):
     shuffle_buffer_size: int = Field(1000, ge=1, description="Rows held for shuffling while streaming.")
     stream: bool | None = Field(None, description="Read rows as they are needed; default: the split's.")
     trust_remote_code: Annotated[
-        Any, neutral(False, None, instead="remove it: no dataset brings code that is run here")
+        Any, Neutral(False, None, instead="remove it: no dataset brings code that is run here")
     ] = Field(False, description="Oumi's; only false.")
     transform_num_workers: Annotated[
-        Any, neutral(None, "auto", instead="remove it: rows are prepared by the trainer")
+        Any, Neutral(None, "auto", instead="remove it: rows are prepared by the trainer")
     ] = Field(None, description="Oumi's; only null or auto.")
 
     @field_validator("dataset_path", mode="after")
@@ -62,12 +62,12 @@ class DatasetSplitParams(Params):
     )
     seed: int | None = Field(None, description="Seed of the mixture; default: the run's.")
     target_col: Annotated[
-        Any, neutral(None, instead="name the column in the dataset's dataset_kwargs (text_field)")
+        Any, Neutral(None, instead="name the column in the dataset's dataset_kwargs (text_field)")
     ] = Field(None, description="Oumi's; only null.")
-    use_async_dataset: Annotated[Any, neutral(False, None, instead="remove it, or use stream")] = Field(
+    use_async_dataset: Annotated[Any, Neutral(False, None, instead="remove it, or use stream")] = Field(
         False, description="Oumi's; only false."
     )
-    use_torchdata: Annotated[Any, neutral(None, False, instead="remove it")] = Field(
+    use_torchdata: Annotated[Any, Neutral(None, False, instead="remove it")] = Field(
         None, description="Oumi's; only null or false."
     )
 
@@ -80,3 +80,7 @@ class DataParams(Params):
         default_factory=DatasetSplitParams, description="What eval_loss is measured on during the run."
     )
     test: DatasetSplitParams = Field(default_factory=DatasetSplitParams, description="Held out to the end.")
+
+    def splits(self) -> dict[str, DatasetSplitParams]:
+        """The splits by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel
 
 from graftwork.config.base import Params
-from graftwork.config.origins import Path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from graftwork.config.origins import Path
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from graftwork.config.base import Params, neutral
+from graftwork.config.base import Neutral, Params
 
 
 class GenerationParams(Params):
@@ -27,13 +27,13 @@ class GenerationParams(Params):
     skip_special_tokens: bool = Field(True, description="Leave special tokens out of the text.")
     exclude_prompt_from_response: bool = Field(True, description="Return the completion without its prompt.")
     use_cache: bool = Field(True, description="Keep keys and values of earlier tokens.")
-    frequency_penalty: Annotated[Any, neutral(0.0, 0, None, instead="use repetition_penalty")] = Field(
+    frequency_penalty: Annotated[Any, Neutral(0.0, 0, None, instead="use repetition_penalty")] = Field(
         0.0, description="Oumi's; only 0."
     )
-    presence_penalty: Annotated[Any, neutral(0.0, 0, None, instead="use repetition_penalty")] = Field(
+    presence_penalty: Annotated[Any, Neutral(0.0, 0, None, instead="use repetition_penalty")] = Field(
         0.0, description="Oumi's; only 0."
     )
-    logit_bias: Annotated[Any, neutral({}, None, instead="remove it")] = Field(
+    logit_bias: Annotated[Any, Neutral({}, None, instead="remove it")] = Field(
         default_factory=dict, description="Oumi's; only empty."
     )
-    guided_decoding: Annotated[Any, neutral(None, instead="remove it")] = Field(None, description="Oumi's; only null.")
+    guided_decoding: Annotated[Any, Neutral(None, instead="remove it")] = Field(None, description="Oumi's; only null.")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel
 
 from graftwork.config.fields import canonical, model_at
 from graftwork.config.origins import Origin, Origins, Path, parse_path
-from graftwork.config.problems import Problem
+from graftwork.config.problems import Problem, near_file
 from graftwork.config.reader import parse_value, read_yaml
-from graftwork.errors import ConfigError, did_you_mean
+from graftwork.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path as FilePath
+
+    from pydantic import BaseModel
 
 _PREFIX = "GRAFTWORK_"
 
@@ -91,7 +94,7 @@ def read_file(draft: Draft, path: FilePath) -> None:
     draft.origins = reader.origins
     draft.problems.extend(reader.problems)
     if isinstance(data, dict):
-        draft.data = {key: value for key, value in data.items() if value is not None}
+        draft.data = data
     else:
         text = "the top of a configuration is a mapping (model: ..., data: ..., training: ...)"
         draft.problems.append(Problem(path=("<top>",), text=text, origin=Origin(str(path), 1)))
@@ -101,8 +104,7 @@ def _read_text(path: FilePath) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = [other.name for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        problem = f"{path}: no such file; {did_you_mean(path.name, near)}"
+        problem = f"{path}: there is no such file in {FilePath.cwd()}{near_file(path)}"
     except UnicodeDecodeError as error:
         problem = f"{path}: not UTF-8 text: {error}"
     except OSError as error:

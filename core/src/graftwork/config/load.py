@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from graftwork.config.checks import check_all
 from graftwork.config.layers import Draft, read_environment, read_file, read_overrides
-from graftwork.config.origins import Origins, Path
 from graftwork.config.problems import Problem, problems_of, without_consequences
 from graftwork.config.run import RunConfig
 from graftwork.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from graftwork.config.origins import Origin, Origins, Path
 
 
 def load_config(
@@ -48,18 +51,25 @@ def check_config(config: RunConfig) -> None:
 
     Raises :class:`graftwork.errors.ConfigError` with every mistake.
     """
-    _raise(check_all(config, config._origins), config._origins, "RunConfig")
+    _raise(check_all(config), config._origins, "RunConfig")
 
 
 def _raise(problems: Sequence[Problem], origins: Origins, source: str) -> None:
     if problems:
-        raise ConfigError([problem.render(origins) for problem in problems], source=source)
+        ordered = sorted(problems, key=lambda problem: _order(problem.place(origins)))
+        raise ConfigError([problem.render(origins) for problem in ordered], source=source)
+
+
+def _order(origin: Origin | None) -> tuple[bool, int]:
+    """Lines of the file from top to bottom, then what has no line."""
+    return (origin is None or origin.line is None, origin.line or 0 if origin else 0)
 
 
 def _validate(draft: Draft) -> tuple[RunConfig, list[Problem]]:
     """Checks the fields; then, with the wrong ones set aside, everything that looks at several."""
     problems = list(draft.problems)
-    data = {key: value for key, value in draft.data.items() if value is not None}
+    broken = {problem.path for problem in problems}
+    data = draft.data
     while True:
         try:
             config = RunConfig.model_validate(data)
@@ -67,23 +77,32 @@ def _validate(draft: Draft) -> tuple[RunConfig, list[Problem]]:
         except ValidationError as error:
             found = problems_of(error, RunConfig, data)
         problems.extend(found)
-        data = _without(data, [problem.path for problem in found])
+        paths = {_without_indices(problem.path) for problem in found}
+        data = _without(data, paths)
+        broken |= paths
+    if config.model.peft_params is None:
+        draft.origins.move(("model", "peft_params"), ("peft",))
     config._origins = draft.origins
-    broken = {problem.path for problem in problems}
-    return config, problems + without_consequences(check_all(config, draft.origins), broken)
+    return config, problems + without_consequences(check_all(config), broken)
 
 
-def _without(data: dict[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
+def _without_indices(path: Path) -> Path:
+    """A wrong list item goes with its list: without it the others would change their numbers."""
+    while isinstance(path[-1], int):
+        path = path[:-1]
+    return path
+
+
+def _without(data: dict[str, Any], paths: Iterable[Path]) -> dict[str, Any]:
     """A copy without the values at ``paths``. What is required but missing gets a stand-in."""
     mended = copy.deepcopy(data)
     for path in paths:
-        while isinstance(path[-1], int):
-            path = path[:-1]  # noqa: PLW2901 - an item goes with its list, lest the others change their numbers
         block: Any = mended
         for step in path[:-1]:
-            block = block[step] if isinstance(block, list) or step in block else block.setdefault(step, {})
-        if block.pop(path[-1], None) is None:
-            block[path[-1]] = _STAND_INS.get(path[-1])
+            block = block[step]
+        block.pop(path[-1], None)
+        if path[-1] in _STAND_INS:
+            block[path[-1]] = copy.deepcopy(_STAND_INS[path[-1]])
     return mended
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from graftwork.config.base import Params, neutral
+from graftwork.config.base import Neutral, Params
 from graftwork.config.peft import PeftParams
 
 _DTYPES = {
@@ -52,15 +52,15 @@ class ModelParams(Params):
     model_revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
     peft_params: PeftParams | None = Field(None, description="The same as the section peft.")
     enable_liger_kernel: Annotated[
-        Any, neutral(False, None, instead="remove it: the native trainer computes logits only at labels anyway")
+        Any, Neutral(False, None, instead="remove it: the native trainer computes logits only at labels anyway")
     ] = Field(False, description="Oumi's; only false.")
-    shard_for_eval: Annotated[Any, neutral(False, None, instead="remove it and use device_map")] = Field(
+    shard_for_eval: Annotated[Any, Neutral(False, None, instead="remove it and use device_map")] = Field(
         False, description="Oumi's; only false."
     )
-    processor_kwargs: Annotated[Any, neutral({}, None, instead="remove it: no installed plugin has processors")] = (
+    processor_kwargs: Annotated[Any, Neutral({}, None, instead="remove it: no installed plugin has processors")] = (
         Field(default_factory=dict, description="Oumi's; only empty.")
     )
-    tool_call_parser: Annotated[Any, neutral(None, instead="remove it")] = Field(None, description="Oumi's; only null.")
+    tool_call_parser: Annotated[Any, Neutral(None, instead="remove it")] = Field(None, description="Oumi's; only null.")
 
     @field_validator("torch_dtype", mode="before")
     @classmethod

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ValidationError
 
-from graftwork.config.base import Params
 from graftwork.config.fields import known_names
-from graftwork.config.origins import Path
 from graftwork.config.problems import Problem, problems_of
-from graftwork.config.run import RunConfig
-from graftwork.errors import ConfigError, GraftworkError, UsageError, did_you_mean
-from graftwork.registry import Registry, get_registry
+from graftwork.errors import ConfigError, GraftworkError, did_you_mean
+from graftwork.registry import get_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from graftwork.config.data import DatasetSplitParams
+    from graftwork.config.model import ModelParams
+    from graftwork.config.origins import Path
+    from graftwork.config.peft import PeftParams
+    from graftwork.config.run import RunConfig
+    from graftwork.config.training import TrainingParams
 
 
 class HasParams(Protocol):
@@ -30,110 +36,141 @@ def plugin_params(spec: HasParams, options: Mapping[str, Any]) -> BaseModel | No
 
     Raises :class:`graftwork.errors.ConfigError` on options that do not fit.
     """
-    problems = list(_options(spec, options, ()))
+    problems = list(check_options(spec, options, ()))
     if problems:
         raise ConfigError([problem.render() for problem in problems], source=f"options of {spec.name}")
     return spec.params().model_validate(dict(options)) if spec.params else None
 
 
-def _options(spec: HasParams, options: Mapping[str, Any], path: Path) -> Iterator[Problem]:
+def check_names(config: RunConfig) -> Iterator[Problem]:
+    """Every name that nobody declares, and every option that its owner does not take."""
+    yield from _check_model(config.model)
+    for name, split in config.data.splits().items():
+        yield from _check_split(split, ("data", name))
+    yield from _check_training(config.training)
+    yield from _check_peft(config.peft)
+
+
+def _check_model(model: ModelParams) -> Iterator[Problem]:
+    from graftwork.chat.template import find_template
+    from graftwork.sources.resolve import resolve
+
+    registry = get_registry()
+
+    def name_or_folder(name: str) -> object:
+        return resolve(name, revision=model.model_revision)
+
+    for field, lookup in (
+        ("model_name", name_or_folder),
+        ("family", registry.families.__getitem__),
+        ("tokenizer_impl", registry.tokenizers.__getitem__),
+        ("chat_template", find_template),
+    ):
+        related = (("model", "model_revision"),) if field == "model_name" else ()
+        yield from _look_up(("model", field), getattr(model, field), lookup, related)
+
+
+def _check_split(split: DatasetSplitParams, path: Path) -> Iterator[Problem]:
+    registry = get_registry()
+    yield from _check_block(path, "collator", split, registry.collators)
+    for index, dataset in enumerate(split.datasets):
+        yield from _check_block((*path, "datasets", index), "dataset", dataset, registry.datasets)
+
+
+def _check_training(training: TrainingParams) -> Iterator[Problem]:
+    registry = get_registry()
+    yield from _check_block(("training",), "trainer", training, registry.trainers, "trainer_type")
+    yield from _look_up(("training", "optimizer"), training.optimizer, registry.optimizers.__getitem__)
+    trainer = known(registry.trainers, training.trainer_type)
+    ignored = trainer.ignored_fields if trainer else ()
+    for path in (tuple(field.split(".")) for field in ignored):
+        name = path[-1]
+        if path[0] == "training" and _is_changed(training, name):
+            text = f"the trainer {training.trainer_type} cannot honour it; remove it or choose another trainer_type"
+            related = (("training", "trainer_type"),)
+            yield Problem(path=path, value=getattr(training, name), text=text, related=related)
+
+
+def _is_changed(params: BaseModel, name: str) -> bool:
+    """Set to something else than its default: a resolved configuration names the defaults too."""
+    field = type(params).model_fields[name]
+    return bool(getattr(params, name) != field.get_default(call_default_factory=True))
+
+
+def _check_peft(peft: PeftParams) -> Iterator[Problem]:
+    """The quantizer takes the fields of ``peft`` that it has as well, and its own options over them."""
+    path: Path = ("peft", "quantizer_kwargs")
+    table = get_registry().quantizers
+    yield from _look_up(("peft", "quantizer"), peft.quantizer, table.__getitem__)
+    if peft.quantizer_kwargs and not (peft.quantizer or peft.q_lora):
+        text = "options of which quantizer? Set peft.quantizer, or peft.q_lora"
+        yield Problem(path=path, value=peft.quantizer_kwargs, text=text, related=(("peft", "quantizer"),))
+    spec = known(table, peft.quantizer)
+    if spec and peft.quantizer_kwargs:
+        shared = peft.model_dump(include=set(spec.params().model_fields)) if spec.params else {}
+        yield from check_options(spec, {**shared, **peft.quantizer_kwargs}, path)
+
+
+def _check_block(
+    path: Path, kind: str, params: BaseModel, table: Mapping[str, Any], field: str | None = None
+) -> Iterator[Problem]:
+    """The name of a plugin's thing in a section, and the options for it beside the name."""
+    name_field, options_field = field or f"{kind}_name", f"{kind}_kwargs"
+    name_path, options_path = (*path, name_field), (*path, options_field)
+    name, options = getattr(params, name_field), getattr(params, options_field)
+    yield from _look_up(name_path, name, table.__getitem__)
+    spec = known(table, name)
+    if spec:
+        yield from check_options(spec, options, options_path, related=(name_path,))
+    elif name is None and options:
+        yield Problem(path=options_path, value=options, text=f"options of which {kind}? Set {name_field} too")
+
+
+def known(table: Mapping[str, Any], name: str | None) -> Any:
+    """The record of that name, or None where the name is not set or wrong (which is reported elsewhere)."""
+    try:
+        return table[name] if name is not None else None
+    except GraftworkError:
+        return None
+
+
+def _look_up(
+    path: Path, name: str | None, lookup: Callable[[str], object], related: tuple[Path, ...] = ()
+) -> Iterator[Problem]:
+    if name is None:
+        return
+    try:
+        lookup(name)
+    except GraftworkError as error:
+        yield Problem(path=path, value=name, text=str(error), related=related)
+
+
+def check_options(
+    spec: HasParams, options: Mapping[str, Any], path: Path, related: tuple[Path, ...] = ()
+) -> Iterator[Problem]:
+    """The mistakes in an option block, which lies at ``path``."""
     if spec.params is None:
         if options:
-            yield Problem(path=path, value=dict(options), text=f"{spec.name} takes no options; remove them")
+            text = f"{spec.name} takes no options; remove them"
+            yield Problem(path=path, value=dict(options), text=text, related=related)
         return
     try:
         model = spec.params()
-    except Exception as error:  # a plugin's code: whatever it raises is its mistake, reported in its place
-        yield Problem(path=path, text=f"the options of {spec.name} cannot be read: {type(error).__name__}: {error}")
-        return
-    yield from _unknown_options(model, options, path)
-    try:
         model.model_validate(dict(options))
     except ValidationError as error:
         yield from problems_of(error, model, options, path)
-    except GraftworkError as error:
-        yield Problem(path=path, text=str(error))
+    except Exception as error:
+        # A plugin's code: whatever it raises is a mistake of the plugin, reported in its place.
+        yield Problem(path=path, text=f"the options of {spec.name} cannot be checked: {type(error).__name__}: {error}")
+        return
+    yield from _unknown_options(model, options, path)
 
 
 def _unknown_options(model: type[BaseModel], options: Mapping[str, Any], path: Path) -> Iterator[Problem]:
-    """A model that lets unknown keys pass without a word still gets them reported."""
+    """A model that would let unknown keys pass without a word still gets them reported."""
     if model.model_config.get("extra") in ("forbid", "allow"):
         return
     taken = {*known_names(model), *(field.alias for field in model.model_fields.values() if field.alias)}
     for key in options:
         if key not in taken:
             yield Problem(path=(*path, key), value=options[key], text=f"unknown key; {did_you_mean(key, taken)}")
-
-
-def _named(path: Path, table: Mapping[str, Any], name: str | None) -> Iterator[Problem]:
-    if name is not None:
-        try:
-            table[name]
-        except UsageError as error:
-            yield Problem(path=path, value=name, text=str(error))
-
-
-def _with_options(
-    path: Path, table: Mapping[str, Any], name: str | None, options_path: Path, options: Mapping[str, Any]
-) -> Iterator[Problem]:
-    try:
-        spec = table[name] if name is not None else None
-    except UsageError as error:
-        yield Problem(path=path, value=name, text=str(error))
-        return
-    if spec is not None:
-        yield from _options(spec, options, options_path)
-    elif options:
-        yield Problem(
-            path=options_path, value=dict(options), related=(path,), text=f"options of what? Set {path[-1]} too"
-        )
-
-
-def check_names(config: RunConfig) -> Iterator[Problem]:
-    """Every name that the registry does not know, and every option that its owner does not take."""
-    registry = get_registry()
-    yield from _check_model(config, registry)
-    yield from _check_data(config, registry)
-    training, peft = config.training, config.peft
-    yield from _with_options(
-        ("training", "trainer_type"),
-        registry.trainers,
-        training.trainer_type,
-        ("training", "trainer_kwargs"),
-        training.trainer_kwargs,
-    )
-    yield from _named(("training", "optimizer"), registry.optimizers, training.optimizer)
-    yield from _with_options(
-        ("peft", "quantizer"), registry.quantizers, peft.quantizer, ("peft", "quantizer_kwargs"), peft.quantizer_kwargs
-    )
-
-
-def _check_model(config: RunConfig, registry: Registry) -> Iterator[Problem]:
-    model = config.model
-    yield from _named(("model", "family"), registry.families, model.family)
-    yield from _named(("model", "tokenizer_impl"), registry.tokenizers, model.tokenizer_impl)
-
-
-def _check_data(config: RunConfig, registry: Registry) -> Iterator[Problem]:
-    for split_name in ("train", "validation", "test"):
-        split = getattr(config.data, split_name)
-        here: Path = ("data", split_name)
-        yield from _with_options(
-            (*here, "collator_name"),
-            registry.collators,
-            split.collator_name,
-            (*here, "collator_kwargs"),
-            split.collator_kwargs,
-        )
-        for index, dataset in enumerate(split.datasets):
-            at = (*here, "datasets", index)
-            yield from _with_options(
-                (*at, "dataset_name"),
-                registry.datasets,
-                dataset.dataset_name,
-                (*at, "dataset_kwargs"),
-                dataset.dataset_kwargs,
-            )
-
-
-__all__ = ["Params", "check_names", "plugin_params"]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Path = tuple[str | int, ...]
 
@@ -32,6 +35,9 @@ class Origins:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __bool__(self) -> bool:
+        return bool(self._places)
+
     def __iter__(self) -> Iterator[tuple[Path, Origin]]:
         return iter(self._places.items())
 
@@ -43,6 +49,16 @@ class Origins:
     def forget(self, path: Path) -> None:
         for known in [known for known in self._places if known[: len(path)] == path]:
             del self._places[known]
+
+    def move(self, path: Path, target: Path) -> None:
+        """The values under ``path`` are found under ``target`` from now on."""
+        for known, origin in list(self):
+            if known[: len(path)] == path:
+                self._places[(*target, *known[len(path) :])] = self._places.pop(known, origin)
+
+    def exact(self, path: Path) -> Origin | None:
+        """The origin of the value at ``path`` itself; None where it is a default."""
+        return self._places.get(path)
 
     def of(self, path: Path) -> Origin | None:
         """The origin of the value at ``path``, or of the nearest block around it."""

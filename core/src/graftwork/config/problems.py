@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any
 
 from graftwork.config.fields import known_names, model_at, sections_with
 from graftwork.config.origins import Origin, Origins, Path, format_path
 from graftwork.errors import did_you_mean
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+    from pydantic_core import ErrorDetails
+
+_NOT_A_BLOCK = ("model_type", "model_attributes_type", "dataclass_type")
 MISSING: Any = object()
 """The value of a problem that has none: something that should be there is not."""
 
@@ -20,7 +24,8 @@ MISSING: Any = object()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One mistake. ``related`` are further paths that its text speaks of: where one of those is itself
-    wrong, the problem may be a mere consequence and is not reported."""
+    wrong, the problem may be a mere consequence and is not reported.
+    """
 
     path: Path
     text: str
@@ -30,18 +35,30 @@ class Problem:
 
     def render(self, origins: Origins | None = None) -> str:
         """``run.yaml:12: training.max_stepz = 10: unknown key; did you mean max_steps?``"""
-        origin = self.origin or (origins.of(self.path) if origins else None)
-        place = f"{origin}: " if origin else ""
-        if origin and origin.line is None:
-            return f"{place}{self.text}"  # such a source shows name and value already
+        origin = self.place(origins)
+        text = self.text.replace("\n", "\n    ")
+        is_own = self.origin is not None or (origins is not None and origins.exact(self.path) is not None)
+        if origin and origin.line is None and is_own:
+            return f"{origin}: {text}"  # such a place shows name and value itself
         value = "" if self.value is MISSING else f" = {short(self.value)}"
-        return f"{place}{format_path(self.path)}{value}: {self.text}"
+        default = " (the default)" if value and origins and not is_own else ""
+        return f"{f'{origin}: ' if origin else ''}{format_path(self.path)}{value}{default}: {text}"
+
+    def place(self, origins: Origins | None) -> Origin | None:
+        return self.origin or (origins.of(self.path) if origins else None)
 
 
 def short(value: Any, limit: int = 60) -> str:
     """A value on one line, cut where it is long."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 4]} ..."
+
+
+def near_file(path: FilePath) -> str:
+    """The tail of an error about a file that is not there: the one beside it with nearly the same name, if any."""
+    names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], data: Any, base: Path = ()) -> list[Problem]:
@@ -60,7 +77,7 @@ def _locate(details: ErrorDetails, data: Any) -> tuple[Path, Any]:
     path: Path = ()
     value = data
     for step in details["loc"]:
-        if isinstance(value, Mapping) and step in value or isinstance(value, list) and isinstance(step, int):
+        if (isinstance(value, Mapping) and step in value) or (isinstance(value, list) and isinstance(step, int)):
             value = value[step]
         elif details["type"] == "missing":
             value = MISSING
@@ -75,6 +92,8 @@ def _text(details: ErrorDetails, model: type[BaseModel], path: Path) -> str:
         owner = model_at(model, path[:-1])
         field = owner.model_fields.get(str(path[-1])) if owner else None
         return f"missing; {field.description}" if field and field.description else "missing"
+    if details["type"] in _NOT_A_BLOCK:
+        return "expected a block of settings, not a single value or a list"
     message = details["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     return message[:1].lower() + message[1:]
 
@@ -88,9 +107,9 @@ def _unknown(model: type[BaseModel], path: Path) -> str:
 
 
 def without_consequences(problems: Iterable[Problem], broken: set[Path]) -> list[Problem]:
-    """Those that do not touch a path that is already known to be wrong."""
+    """Those that speak of nothing that is already known to be wrong."""
 
-    def touches(path: Path) -> bool:
-        return any(path[: len(bad)] == bad or bad[: len(path)] == path for bad in broken)
+    def is_broken(path: Path) -> bool:
+        return any(path[:length] in broken for length in range(1, len(path) + 1))
 
-    return [problem for problem in problems if not any(touches(path) for path in (problem.path, *problem.related))]
+    return [problem for problem in problems if not any(map(is_broken, (problem.path, *problem.related)))]

@@ -6,16 +6,19 @@ Both differ from what PyYAML does by itself, which reads YAML 1.1 and keeps the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from graftwork.config.fields import canonical, model_at
 from graftwork.config.origins import Origin, Origins, Path
 from graftwork.config.problems import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydantic import BaseModel
 
 _MERGE = "tag:yaml.org,2002:merge"
 _SCALARS = (
@@ -37,7 +40,7 @@ def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
     return table
 
 
-class _CoreSchema(yaml.SafeLoader):
+class CoreSchema(yaml.SafeLoader):
     """A loader that tags plain scalars as the core schema of YAML 1.2 does."""
 
     yaml_implicit_resolvers = _resolvers()
@@ -59,7 +62,7 @@ def _scalar(node: ScalarNode) -> Any:
 
 def parse_value(text: str) -> Any:
     """The value that ``text`` has as a YAML scalar or flow collection; raises ``yaml.YAMLError``."""
-    node = yaml.compose(text, Loader=_CoreSchema)
+    node = yaml.compose(text, Loader=CoreSchema)
     reader = Reader("", None)
     value = reader.value(node, ()) if node else None
     if reader.problems:
@@ -176,5 +179,5 @@ class Reader:
 def read_yaml(text: str, source: str, model: type[BaseModel] | None) -> tuple[Any, Reader]:
     """The data of a document and the reader that knows its lines; raises ``yaml.YAMLError`` on bad syntax."""
     reader = Reader(source, model)
-    node = yaml.compose(text, Loader=_CoreSchema)
+    node = yaml.compose(text, Loader=CoreSchema)
     return (reader.value(node, ()) if node is not None else {}), reader

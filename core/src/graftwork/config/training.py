@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from graftwork.config.base import Params, neutral
+from graftwork.config.base import Neutral, Params
 
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "no": "none", "float32": "none", "fp32": "none"}
 
@@ -80,43 +80,43 @@ class TrainingParams(Params):
     include_performance_metrics: bool = Field(False, description="Oumi's; speed and memory are always measured.")
 
     enable_wandb: Annotated[
-        Any, neutral(False, None, instead="remove it: no installed plugin writes to Weights & Biases")
+        Any, Neutral(False, None, instead="remove it: no installed plugin writes to Weights & Biases")
     ] = Field(False, description="Oumi's; only false.")
-    enable_mlflow: Annotated[Any, neutral(False, None, instead="remove it")] = Field(
+    enable_mlflow: Annotated[Any, Neutral(False, None, instead="remove it")] = Field(
         False, description="Oumi's; only false."
     )
     logging_dir: Annotated[
-        Any, neutral(None, instead="remove it: TensorBoard files lie in tensorboard/ of the run folder")
+        Any, Neutral(None, instead="remove it: TensorBoard files lie in tensorboard/ of the run folder")
     ] = Field(None, description="Oumi's; only null.")
-    log_model_summary: Annotated[Any, neutral(False, None, instead="remove it")] = Field(
+    log_model_summary: Annotated[Any, Neutral(False, None, instead="remove it")] = Field(
         False, description="Oumi's; only false."
     )
-    metrics_function: Annotated[Any, neutral(None, instead="remove it; eval_loss is always measured")] = Field(
+    metrics_function: Annotated[Any, Neutral(None, instead="remove it; eval_loss is always measured")] = Field(
         None, description="Oumi's; only null."
     )
     dataloader_num_workers: Annotated[
-        Any, neutral(0, "auto", None, instead="remove it: rows are prepared in the training process")
+        Any, Neutral(0, "auto", None, instead="remove it: rows are prepared in the training process")
     ] = Field(0, description="Oumi's; only 0 or auto.")
     dataloader_prefetch_factor: Annotated[
-        Any, neutral(None, instead="remove it: rows are prepared in the training process")
+        Any, Neutral(None, instead="remove it: rows are prepared in the training process")
     ] = Field(None, description="Oumi's; only null.")
-    dataloader_main_process_only: Annotated[Any, neutral(None, False, instead="remove it")] = Field(
+    dataloader_main_process_only: Annotated[Any, Neutral(None, False, instead="remove it")] = Field(
         None, description="Oumi's; only null or false."
     )
-    ddp_find_unused_parameters: Annotated[Any, neutral(None, False, instead="remove it: a run is one process here")] = (
+    ddp_find_unused_parameters: Annotated[Any, Neutral(None, False, instead="remove it: a run is one process here")] = (
         Field(None, description="Oumi's; only null or false.")
     )
-    empty_device_cache_steps: Annotated[Any, neutral(None, instead="remove it")] = Field(
+    empty_device_cache_steps: Annotated[Any, Neutral(None, instead="remove it")] = Field(
         None, description="Oumi's; only null."
     )
-    nccl_default_timeout_minutes: Annotated[Any, neutral(None, instead="remove it: a run is one process here")] = Field(
+    nccl_default_timeout_minutes: Annotated[Any, Neutral(None, instead="remove it: a run is one process here")] = Field(
         None, description="Oumi's; only null."
     )
-    profiler: Annotated[Any, neutral(None, {}, instead="remove it and profile with torch.profiler")] = Field(
+    profiler: Annotated[Any, Neutral(None, {}, instead="remove it and profile with torch.profiler")] = Field(
         None, description="Oumi's; only null."
     )
     telemetry: Annotated[
-        Any, neutral(None, {}, instead="remove it: nothing is sent, and metrics.jsonl has the times")
+        Any, Neutral(None, {}, instead="remove it: nothing is sent, and metrics.jsonl has the times")
     ] = Field(None, description="Oumi's; only null.")
 
     @field_validator("mixed_precision_dtype", mode="before")

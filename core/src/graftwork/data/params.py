@@ -11,6 +11,9 @@ class TextDatasetParams(Params):
     """Options of the reader ``text``."""
 
     text_field: str = Field("text", min_length=1, description="The key of a JSON row that holds the text.")
+    separator: str | None = Field(
+        None, min_length=1, description="The line that stands between documents; default: a file is one document."
+    )
 
 
 class ChatDatasetParams(Params):
