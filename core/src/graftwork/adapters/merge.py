@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from graftwork.adapters.attach import load_adapter
 from graftwork.adapters.folder import adapter_folder, base_of_adapter
 from graftwork.builders.dtype import checkpoint_dtype
-from graftwork.builders.model_config import read_config
 from graftwork.errors import GraftworkError, UsageError
 from graftwork.sources import hub, locate, resolve
+from graftwork.sources.local import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -76,7 +76,7 @@ class BaseModel(PreTrainedModel, GenerationMixin, metaclass=_Finished):  # type:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "forward" in cls.__dict__:
-            cls.forward = _unified(cls.__dict__["forward"])  # type: ignore[assignment]
+            cls.forward = _unified(cls.__dict__["forward"])
         _register(cls)
 
     def _init_weights(self, module: nn.Module) -> None:

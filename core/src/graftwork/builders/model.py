@@ -14,11 +14,12 @@ from graftwork.builders.family import choose_family
 from graftwork.builders.freeze import freeze_layers
 from graftwork.builders.length import check_length
 from graftwork.builders.load import fresh, load, model_class
-from graftwork.builders.model_config import config_of_folder, config_of_values, read_config
+from graftwork.builders.model_config import config_of_folder, config_of_values
 from graftwork.builders.quantize import choose_quantizer, quantizer_options
 from graftwork.errors import ModelError, UsageError
 from graftwork.registry import get_registry
 from graftwork.sources import ResolvedModel, locate, resolve
+from graftwork.sources.local import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from graftwork.errors import ModelError, UsageError, did_you_mean
+from graftwork.sources.local import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,20 +36,6 @@ _NAMES_CODE = frozenset(
 )
 # Spellings that every rotary configuration turns into its rope_parameters
 _ROTARY = ("rope_theta", "rope_scaling", "partial_rotary_factor")
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """``config.json`` of a model folder. Raises :class:`ModelError` where there is none or it is no JSON object."""
-    file = path / "config.json"
-    if not file.is_file():
-        raise ModelError(f"model {path}: there is no config.json, so this is not a transformers model folder")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{file}: not readable as JSON: {error}") from error
-    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
-        raise ModelError(f"{file}: there is no model_type in it, so the architecture is unknown")
-    return values
 
 
 def config_of_folder(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from graftwork.errors import ModelError
@@ -29,3 +31,17 @@ def from_uri(uri: str) -> Path:
 def fetch(reference: str, cache_dir: Path | None) -> Path:
     """The folder of a ``file://`` URI. Nothing is copied, so ``cache_dir`` stays unused."""
     return folder(str(from_uri(reference)))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """``config.json`` of a model folder. Raises :class:`ModelError` where there is none or it is no JSON object."""
+    file = path / "config.json"
+    if not file.is_file():
+        raise ModelError(f"model {path}: there is no config.json, so this is not a transformers model folder")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{file}: not readable as JSON: {error}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+        raise ModelError(f"{file}: there is no model_type in it, so the architecture is unknown")
+    return values

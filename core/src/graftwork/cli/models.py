@@ -1,0 +1,146 @@
+"""``graft models``: what there is by name, and what a name means."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from graftwork.adapters.folder import recorded_base
+from graftwork.errors import GraftworkError
+from graftwork.registry import get_registry
+from graftwork.sources import ResolvedModel, resolve
+from graftwork.sources.hub import cached
+from graftwork.sources.local import read_config
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from graftwork.specs import ModelFamily, Preset
+
+GENERIC = "generic"
+UNPROVEN = (
+    "packed training equals padded training (a trainer that packs proves it before step 1)",
+    "the stop tokens (the tokenizer's end of text and generation_config.json are all there is)",
+    "the chat template (the tokenizer's own is all there is)",
+    "where a LoRA goes (onto all linear layers but the output)",
+)
+
+
+@click.group()
+def models() -> None:
+    """List presets and families; say what a model name means."""
+
+
+@models.command("ls")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON, with every alias and Hub id.")
+def ls(as_json: bool) -> None:
+    """List the presets of all families: architectures that can be built by name."""
+    registry = get_registry()
+    rows = [(preset, registry.family_of_preset(name)) for name, preset in registry.presets.items()]
+    if as_json:
+        listed = [_described(preset, family) for preset, family in rows]
+        click.echo(json.dumps({"presets": listed, "families": sorted(registry.families)}, indent=2))
+        return
+    head = ("preset", "family", "parameters", "weights on the Hub")
+    body = [(p.name, f.name, _short(p.num_parameters), ", ".join(p.hub_ids) or "-") for p, f in rows]
+    click.echo(_table([head, *body]) if rows else "No preset: no plugin with a model family is installed.")
+    click.echo(
+        f"\nFamilies: {', '.join(sorted(registry.families))}. Any other architecture of transformers is {GENERIC}."
+    )
+
+
+@models.command("resolve")
+@click.argument("name")
+@click.option("--revision", help="Branch, tag or commit, for a model on the Hub.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def resolve_(name: str, revision: str | None, as_json: bool) -> None:
+    """Say what NAME means as a model name, why, and which family serves it. Downloads nothing."""
+    facts = explain(resolve(name, revision=revision))
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        first, *rest = value if isinstance(value, list) else [str(value)]
+        click.echo(f"{key:<{width}}  {first}")
+        for line in rest:
+            click.echo(f"{'':<{width}}  {line}")
+
+
+def explain(model: ResolvedModel) -> dict[str, Any]:
+    """What ``graft models resolve`` says, as plain data; facts that do not apply are left out."""
+    path = model.path or (cached(model.name) if model.kind == "hub" else None)
+    facts = {
+        "name": model.name,
+        "kind": model.kind,
+        "why": model.note,
+        "revision": model.revision,
+        "path": str(path) if path else None,
+    }
+    if model.preset is not None:
+        family = get_registry().family_of_preset(model.preset.name)
+        facts |= {"model_type": model.preset.model_type, "parameters": f"{model.preset.num_parameters:,}"}
+        facts |= _family(family)
+    elif path is None:
+        facts["family"] = "not known before the download: config.json says it"
+    else:
+        facts |= _of_folder(path)
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+def _of_folder(path: Path) -> dict[str, Any]:
+    if (path / "config.json").is_file():
+        values = read_config(path)
+        architectures = tuple(values.get("architectures") or ())
+        model = {"model_type": values["model_type"], "architecture": ", ".join(architectures) or None}
+        return {**model, **_family(get_registry().family_for(values["model_type"], architectures))}
+    if (path / "adapter_config.json").is_file():
+        return {"adapter": "these files are an adapter", "base": _base(path)}
+    read_config(path)
+    return {}
+
+
+def _base(path: Path) -> str:
+    name = recorded_base(path)
+    if name is None:
+        return "not recorded: give the base as model_name, and this as adapter_model"
+    try:
+        return f"{name} ({resolve(name).note})"
+    except GraftworkError as error:
+        return f"{name}, which is not to be had: {error}"
+
+
+def _family(family: ModelFamily) -> dict[str, Any]:
+    owner = get_registry().families.owner(family.name)
+    named = {"family": f"{family.name} ({owner.distribution} {owner.version})"}
+    return {**named, "unproven": list(UNPROVEN)} if family.name == GENERIC else named
+
+
+def _described(preset: Preset, family: ModelFamily) -> dict[str, Any]:
+    return {
+        "name": preset.name,
+        "aliases": list(preset.aliases),
+        "family": family.name,
+        "model_type": preset.model_type,
+        "num_parameters": preset.num_parameters,
+        "hub_ids": list(preset.hub_ids),
+        "chat_template": preset.chat_template or family.chat_template,
+    }
+
+
+def _short(number: int) -> str:
+    """A count as a person says it: 8.03B, 135M."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(line[: shutil.get_terminal_size((200, 24)).columns] for line in lines)
