@@ -6,6 +6,7 @@ runs (blocked, clashing, incompatible) is said here first: only what is left is 
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -28,12 +29,15 @@ CORE = "graftwork"
 BUILTIN = "builtin"
 
 State = Literal["active", "blocked", "broken", "clashing", "incompatible"]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginState:
-    """What ``graft plugins`` shows of one plugin. ``reason`` is empty where it is active; ``provides`` maps a
-    kind (``families``) to names; ``import_ms`` is None where the plugin was not imported.
+    """What ``graft plugins`` shows of one plugin.
+
+    ``reason`` is empty where it is active; ``provides`` maps a kind (``families``, ``events``) to names;
+    ``import_ms`` is None where the plugin was not imported.
     """
 
     name: str
@@ -47,12 +51,12 @@ class PluginState:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Plugin:
-    """One entry point, and what became of it."""
+    """One entry point, and what became of it. ``entry_point`` is None where it could not even be read."""
 
     name: str
     distribution: str
     version: str
-    entry_point: EntryPoint
+    entry_point: EntryPoint | None = None
     requires: tuple[str, ...] = ()
     state: State = "active"
     reason: str = ""
@@ -75,18 +79,6 @@ class Plugin:
         self.hooks.clear()
         self.records.clear()
 
-    def snapshot(self) -> PluginState:
-        names = {kind: tuple(record.name for record in records) for kind, records in self.records.items() if records}
-        return PluginState(
-            name=self.name,
-            distribution=self.distribution,
-            version=self.version,
-            state=self.state,
-            reason=self.reason,
-            provides=names,
-            import_ms=self.import_ms,
-        )
-
 
 def normalize(distribution: str) -> str:
     """The one spelling of a distribution's name, as package indexes compare it."""
@@ -102,52 +94,76 @@ def describe(error: BaseException) -> str:
 # What is installed
 
 
+@dataclass(frozen=True, slots=True)
+class _Installed:
+    """One description of a distribution on the path. ``stale`` marks the egg-info form, which lies beside
+    sources and outlives an install.
+    """
+
+    distribution: Distribution
+    name: str
+    version: str
+    requires: tuple[str, ...]
+    stale: bool
+
+    @property
+    def folder(self) -> str:
+        return str(self.distribution.locate_file(""))
+
+
 def installed(distributions: Iterable[Distribution]) -> list[Plugin]:
     """Every entry point of the group, sorted by name and distribution."""
-    found: dict[str, list[Distribution]] = {}
+    found: dict[str, list[_Installed]] = {}
     for distribution in distributions:
         if GROUP in (distribution.read_text("entry_points.txt") or ""):
-            found.setdefault(normalize(_fields(distribution)["name"][0]), []).append(distribution)
-    plugins = [plugin for name, same in found.items() for plugin in _plugins_of(name, _in_force(same))]
+            described = _described(distribution)
+            found.setdefault(described.name, []).append(described)
+    plugins = [plugin for same in found.values() for plugin in _plugins_of(_in_force(same))]
     return sorted(plugins, key=lambda plugin: (plugin.name.casefold(), plugin.name, plugin.distribution))
 
 
-def _fields(distribution: Distribution) -> dict[str, list[str]]:
-    """Name, version and requirements. ``Distribution.metadata`` would import the email package and parse the
-    whole README for these three, which costs more than loading the plugin.
+def _described(distribution: Distribution) -> _Installed:
+    """Reads the head of the metadata. ``Distribution.metadata`` would import the email package and parse the
+    whole README for three fields, which costs more than loading the plugin.
     """
-    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
-    head = re.split(r"\r?\n\r?\n", text, maxsplit=1)[0]
+    text = distribution.read_text("METADATA")
+    head = re.split(r"\r?\n\r?\n", text or distribution.read_text("PKG-INFO") or "", maxsplit=1)[0]
     fields: dict[str, list[str]] = {}
     for line in re.sub(r"\r?\n[ \t]+", " ", head).splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.lower(), []).append(value.strip())
-    return {"name": ["unnamed"], "version": ["unknown"], "requires-dist": [], **fields}
+    name, version = fields.get("name", ["unnamed"])[0], fields.get("version", ["unknown"])[0]
+    # An egg-info keeps its requirements in a file of its own, which importlib_metadata can read.
+    requires = fields.get("requires-dist", []) if text else distribution.requires or []
+    return _Installed(distribution, normalize(name), version, tuple(requires), stale=text is None)
 
 
-def _in_force(same: Sequence[Distribution]) -> Distribution:
+def _in_force(same: Sequence[_Installed]) -> _Installed:
     """Of several descriptions of one distribution, the one that tells of the code that an import finds: the
-    first on the path, where a stale egg-info yields to an install and an older leftover to a newer.
+    first on the path, where an egg-info yields to an install and an older leftover beside it to a newer one.
     """
-    wheels = [distribution for distribution in same if distribution.read_text("METADATA") is not None]
-    candidates = wheels or list(same)
-    folder = candidates[0].locate_file("")
-    together = [distribution for distribution in candidates if distribution.locate_file("") == folder]
+    candidates = [one for one in same if not one.stale] or list(same)
+    together = [one for one in candidates if one.folder == candidates[0].folder]
     if len(together) == 1:
         return together[0]
     from packaging.version import Version
 
-    return max(together, key=lambda distribution: Version(distribution.version))
+    return max(together, key=lambda one: Version(one.version))
 
 
-def _plugins_of(name: str, distribution: Distribution) -> Iterator[Plugin]:
-    fields = _fields(distribution)
-    for entry_point in distribution.entry_points.select(group=GROUP):
+def _plugins_of(one: _Installed) -> Iterator[Plugin]:
+    try:
+        entry_points = one.distribution.entry_points.select(group=GROUP)
+    except Exception as error:
+        reason = f"its entry_points.txt in {one.folder} cannot be read: {describe(error)}; reinstall {one.name}"
+        yield Plugin(name=one.name, distribution=one.name, version=one.version, state="broken", reason=reason)
+        return
+    for entry_point in entry_points:
         yield Plugin(
             name=entry_point.name,
-            distribution=name,
-            version=fields["version"][0],
-            requires=tuple(fields["requires-dist"]),
+            distribution=one.name,
+            version=one.version,
+            requires=one.requires,
             entry_point=entry_point,
         )
 
@@ -175,8 +191,8 @@ def _apply_lists(plugins: Sequence[Plugin], environ: Mapping[str, str]) -> list[
         elif allowed and not allowed & _spellings(plugin):
             plugin.set_aside("blocked", f"{ALLOW} does not name it")
     problems = [*_unknown(ALLOW, allowed, plugins), *_unknown(DENY, denied, plugins)]
-    if BUILTIN in denied:
-        problems.append(f"{DENY}: {BUILTIN!r} is the core itself and stays active; remove it from the list")
+    if denied & {BUILTIN, CORE, f"{CORE}:{BUILTIN}"}:
+        problems.append(f"{DENY}: {BUILTIN!r} is the core itself and cannot be turned off; take it out of the list")
     return problems
 
 
@@ -192,9 +208,9 @@ def _spellings(plugin: Plugin) -> set[str]:
 
 def _unknown(variable: str, names: set[str], plugins: Sequence[Plugin]) -> Iterator[str]:
     known = {spelling for plugin in plugins for spelling in _spellings(plugin)}
-    listed = {plugin.name for plugin in plugins}
     for name in sorted(names - known):
-        yield f"{variable}: no plugin is called {name!r}; {did_you_mean(name, listed)}"
+        hint = did_you_mean(name, {plugin.name for plugin in plugins})
+        yield f"{variable}: no plugin called {name!r} is installed; {hint}"
 
 
 def _find_clashes(plugins: Sequence[Plugin]) -> None:
@@ -203,25 +219,21 @@ def _find_clashes(plugins: Sequence[Plugin]) -> None:
     for plugin in plugins:
         by_name.setdefault(plugin.name.casefold(), []).append(plugin)
     for name, same in by_name.items():
-        # The core's own plugin cannot be taken away by naming another one like it.
-        losers = [plugin for plugin in same if plugin.distribution != CORE] if name == BUILTIN else same
-        if len(same) > 1:
-            owners = " and ".join(f"{plugin.distribution} {plugin.version}" for plugin in same)
-            for plugin in losers:
-                plugin.set_aside("clashing", _clash_reason(plugin, owners))
-
-
-def _clash_reason(plugin: Plugin, owners: str) -> str:
-    return (
-        f"{owners} both bring a plugin called {plugin.name!r}; "
-        f"uninstall one of them, or name its distribution in {DENY}"
-    )
+        owners = " and ".join(f"{plugin.distribution} {plugin.version}" for plugin in same)
+        # Nobody can take the core's own plugin away by calling another one like it.
+        losers = [plugin for plugin in same if name != BUILTIN or plugin.distribution != CORE]
+        for plugin in losers if len(same) > 1 else []:
+            plugin.set_aside(
+                "clashing",
+                f"{owners} both bring a plugin called {plugin.name!r}; "
+                f"uninstall one of them, or name one distribution in {DENY}",
+            )
 
 
 def _check_requirements(plugin: Plugin, core_version: str) -> None:
     for text in plugin.requires:
         name = re.match(r"[\w.-]+", text)
-        if name and normalize(name.group()) == CORE:
+        if name and normalize(name.group()) == CORE and plugin.active:
             _check_requirement(plugin, text, core_version)
 
 
@@ -231,63 +243,55 @@ def _check_requirement(plugin: Plugin, text: str, core_version: str) -> None:
     try:
         requirement = Requirement(text)
     except InvalidRequirement as error:
-        plugin.set_aside("broken", f"its metadata holds an unreadable requirement {text!r}: {describe(error)}")
+        plugin.set_aside("broken", f"its requirement {text!r} cannot be read: {describe(error)}")
         return
     applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
     if applies and not requirement.specifier.contains(core_version, prereleases=True):
         plugin.set_aside(
             "incompatible",
-            f"{plugin.distribution} {plugin.version} needs graftwork {requirement.specifier}, this is graftwork "
-            f"{core_version}; install versions that fit: pip install -U graftwork {plugin.distribution}",
+            f"it needs graftwork {requirement.specifier}, and this is graftwork {core_version}; "
+            f"find versions that fit: pip install -U graftwork {plugin.distribution}",
         )
 
 
 # Loading
 
 
-def new_manager() -> pluggy.PluginManager:
+def load_all(plugins: Iterable[Plugin]) -> None:
+    """Imports every plugin that may load. Whatever one does wrong is its own: it becomes ``broken``."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    return manager
+    for plugin in plugins:
+        if plugin.active and plugin.entry_point is not None:
+            _load(plugin, plugin.entry_point, manager)
 
 
-def load(plugin: Plugin, manager: pluggy.PluginManager) -> None:
-    """Imports and registers one plugin. Whatever it does wrong is its own: it becomes ``broken``."""
+def _load(plugin: Plugin, entry_point: EntryPoint, manager: pluggy.PluginManager) -> None:
     started = perf_counter()
     try:
-        module = plugin.entry_point.load()
+        module = entry_point.load()
         manager.register(module, name=plugin.name)
-        plugin.hooks = _implementations(manager, module, plugin.name)
+        plugin.hooks = _implementations(manager, module)
+    except pluggy.PluginValidationError as error:
+        plugin.set_aside("broken", " ".join(str(error).split()))
     except (Exception, SystemExit) as error:
-        plugin.set_aside("broken", _load_failure(plugin, error))
+        logger.debug("plugin %s", plugin.source, exc_info=error)
+        plugin.set_aside("broken", f"importing {entry_point.value} failed: {describe(error)}")
     plugin.import_ms = (perf_counter() - started) * 1000
 
 
-def _load_failure(plugin: Plugin, error: BaseException) -> str:
-    if isinstance(error, pluggy.PluginValidationError):
-        return " ".join(str(error).split())
-    return f"importing {plugin.entry_point.value} failed: {describe(error)}"
-
-
-def _implementations(manager: pluggy.PluginManager, module: Any, name: str) -> dict[str, list[pluggy.HookImpl]]:
-    callers = manager.get_hookcallers(module) or []
+def _implementations(manager: pluggy.PluginManager, module: Any) -> dict[str, list[pluggy.HookImpl]]:
     found = {
-        caller.name: [implementation for implementation in caller.get_hookimpls() if implementation.plugin_name == name]
-        for caller in callers
+        caller.name: [implementation for implementation in caller.get_hookimpls() if implementation.plugin is module]
+        for caller in manager.get_hookcallers(module) or ()
     }
     known = {hook for hook in vars(hookspecs) if hook.startswith("graftwork_")}
     for hook, implementations in found.items():
-        _check_implementations(module, hook, implementations, known)
-    for hook in sorted(known - set(found)):
+        if hook not in known:
+            raise pluggy.PluginValidationError(module, f"there is no hook {hook}; {did_you_mean(hook, known)}")
+        if any(implementation.wrapper or implementation.hookwrapper for implementation in implementations):
+            raise pluggy.PluginValidationError(module, f"{hook} is a wrapper, and here each plugin is called alone")
+    for hook in sorted(known - found.keys()):
         if callable(getattr(module, hook, None)):
-            raise pluggy.PluginValidationError(module, f"{hook} is defined without @hookimpl, so it is never called")
+            raise pluggy.PluginValidationError(module, f"{hook} has no @hookimpl, so it would never be called")
     return found
-
-
-def _check_implementations(
-    module: Any, hook: str, implementations: Sequence[pluggy.HookImpl], known: Iterable[str]
-) -> None:
-    if hook not in known:
-        raise pluggy.PluginValidationError(module, f"there is no hook {hook}; {did_you_mean(hook, known)}")
-    if any(implementation.wrapper or implementation.hookwrapper for implementation in implementations):
-        raise pluggy.PluginValidationError(module, f"{hook} is a hook wrapper; hooks here are called one by one")

@@ -3,167 +3,44 @@
 Discovery and import happen once, when the registry is first asked for. A declaration hook is called when a
 record of its kind is first looked up, once per plugin, each plugin alone. A plugin whose hook raises or returns
 something else than records is set aside from that moment on, with everything it had declared of any kind: tables
-are live views, so one that was taken before shows it too. Looking at :attr:`Registry.plugins` calls every hook,
-so the states seen there are final.
+are live views, so one that was taken before shows it too. A record that was already handed out stays valid. Looking
+at :attr:`Registry.plugins` calls every hook, so the states seen there are final.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
 from threading import RLock
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from importlib_metadata import Distribution
 
-from graftwork import discovery, specs
-from graftwork.discovery import Plugin, PluginState, describe, normalize
-from graftwork.errors import ClashError, PluginError, UnknownNameError, did_you_mean
+from graftwork import declarations as kinds
+from graftwork import discovery
+from graftwork.discovery import Plugin, PluginState, describe
+from graftwork.errors import ClashError, PluginError
+from graftwork.tables import Entry, Table, index_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     import pluggy
 
+    from graftwork.declarations import Kind, R
     from graftwork.runs.run import Run
+    from graftwork.specs import ModelFamily, Preset
 
-T = TypeVar("T")
-D = TypeVar("D")
+__all__ = ["PluginState", "Registry", "Table", "get_registry", "presets", "reset_registry"]
+
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Kind(Generic[T]):
-    """One kind of record: its name in the registry, its hook, its class, and what a person calls it."""
-
-    name: str
-    hook: str
-    record: type[T]
-    noun: str
-
-
-FAMILIES = Kind("families", "graftwork_model_families", specs.ModelFamily, "model family")
-TOKENIZERS = Kind("tokenizers", "graftwork_tokenizers", specs.TokenizerSpec, "tokenizer implementation")
-CHAT_TEMPLATES = Kind("chat_templates", "graftwork_chat_templates", specs.ChatTemplate, "chat template")
-TRAINERS = Kind("trainers", "graftwork_trainers", specs.TrainerSpec, "trainer")
-QUANTIZERS = Kind("quantizers", "graftwork_quantizers", specs.QuantizerSpec, "quantizer")
-DATASETS = Kind("datasets", "graftwork_datasets", specs.DatasetSpec, "dataset")
-COLLATORS = Kind("collators", "graftwork_collators", specs.CollatorSpec, "collator")
-ENGINES = Kind("engines", "graftwork_engines", specs.EngineSpec, "engine")
-COMMANDS = Kind("commands", "graftwork_commands", specs.CommandSpec, "command")
-SOURCES = Kind("sources", "graftwork_sources", specs.SourceSpec, "source")
-OPTIMIZERS = Kind("optimizers", "graftwork_optimizers", specs.OptimizerSpec, "optimizer")
-DECLARED: tuple[Kind[Any], ...] = (
-    COMMANDS,
-    SOURCES,
-    FAMILIES,
-    TOKENIZERS,
-    CHAT_TEMPLATES,
-    QUANTIZERS,
-    DATASETS,
-    COLLATORS,
-    TRAINERS,
-    OPTIMIZERS,
-    ENGINES,
-)
-# Presets are declared inside families, and looked up like everything else.
-PRESETS = Kind("presets", "", specs.Preset, "preset")
-
-
-@dataclass(frozen=True, slots=True)
-class Entry(Generic[T]):
-    """A record and the plugin that declared it."""
-
-    plugin: Plugin
-    record: T
-
-    @property
-    def spelling(self) -> str:
-        return f"{self.plugin.distribution}:{getattr(self.record, 'name')}"  # noqa: B009
-
-
-class Table(Mapping[str, T]):
-    """The records of one kind by name, a live view.
-
-    Names and aliases are found in any case; ``distribution:name`` selects one of two that clash. Iteration and
-    length are over the canonical names that nobody else uses.
-    """
-
-    def __init__(self, registry: Registry, kind: Kind[T]) -> None:
-        self._registry = registry
-        self._kind = kind
-
-    def __getitem__(self, name: str) -> T:
-        return self._entry(name).record
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and len(self._matches(name)) == 1
-
-    def __iter__(self) -> Iterator[str]:
-        entries = self._registry.entries(self._kind)
-        names: list[str] = [getattr(entry.record, "name") for entry in entries]  # noqa: B009
-        return iter(sorted((name for name in names if name in self), key=str.casefold))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def get_or_none(self, name: str) -> T | None:
-        """The record, or None where nobody declares the name. Raises ClashError where two do."""
-        return self[name] if self._matches(name) else None
-
-    def get(self, name: str, default: T | D | None = None) -> T | D | None:  # type: ignore[override]
-        """As :meth:`get_or_none`, with a default."""
-        found = self.get_or_none(name)
-        return default if found is None else found
-
-    def owner(self, name: str) -> PluginState:
-        """The plugin that declares ``name``; raises as a lookup does."""
-        return self._entry(name).plugin.snapshot()
-
-    def _matches(self, name: str) -> Sequence[Entry[T]]:
-        index = self._registry.index(self._kind)
-        distribution, colon, bare = name.rpartition(":")
-        if not colon:
-            return index.get(name.casefold(), ())
-        wanted = normalize(distribution)
-        return [entry for entry in index.get(bare.casefold(), ()) if entry.plugin.distribution == wanted]
-
-    def _entry(self, name: str) -> Entry[T]:
-        matches = self._matches(name)
-        if len(matches) == 1:
-            return matches[0]
-        raise self._clash(name, matches) if matches else self._unknown(name)
-
-    def _clash(self, name: str, entries: Sequence[Entry[T]]) -> ClashError:
-        owners = " and ".join(entry.plugin.source for entry in entries)
-        spellings = sorted({entry.spelling for entry in entries})
-        remedy = f"write {' or '.join(spellings)}"
-        if len(spellings) == 1:
-            remedy = f"turn one of the two plugins off with {discovery.DENY}"
-        return ClashError(f"{self._kind.noun} {name!r} is declared by {owners}; {remedy}")
-
-    def _unknown(self, name: str) -> UnknownNameError:
-        distribution, _, bare = name.rpartition(":")
-        where = f" in {distribution}" if distribution else ""
-        # Clashed names are known too: spelling one almost right must lead to it.
-        hint = did_you_mean(bare, self._known(normalize(distribution)))
-        return UnknownNameError(
-            f"there is no {self._kind.noun} {bare!r}{where}; {hint}. "
-            f"No installed plugin provides it; `graft plugins` lists what is installed"
-            f"{self._registry.unavailable()}"
-        )
-
-    def _known(self, distribution: str) -> list[str]:
-        entries = self._registry.entries(self._kind)
-        chosen = [entry.record for entry in entries if distribution in ("", entry.plugin.distribution)]
-        return [getattr(record, "name") for record in chosen]  # noqa: B009
-
-
 class Events:
-    """Tells every listening plugin what happens in a run. A listener that raises is warned about once per
-    event, and the run goes on.
+    """Tells every listening plugin what happens in a run.
+
+    A listener that raises is warned about once per plugin and event, and the run goes on.
     """
 
     def __init__(self, plugins: Sequence[Plugin]) -> None:
@@ -187,201 +64,212 @@ class Events:
             for listener in plugin.hooks.get(event, ()):
                 self._tell_one(plugin, event, listener, arguments)
 
-    def _tell_one(self, plugin: Plugin, event: str, listener: pluggy.HookImpl, arguments: dict[str, Any]) -> None:
+    def _tell_one(self, plugin: Plugin, event: str, listener: pluggy.HookImpl, arguments: Mapping[str, Any]) -> None:
         try:
             listener.function(*(arguments[name] for name in listener.argnames))
         except (Exception, SystemExit) as error:
             if (plugin.name, event) not in self._warned:
                 self._warned.add((plugin.name, event))
                 logger.warning(
-                    "plugin %s failed in %s, the run goes on: %s (said once)", plugin.source, event, describe(error)
+                    "plugin %s failed in %s: %s; the run goes on, and this is said once",
+                    plugin.source,
+                    event,
+                    describe(error),
                 )
 
 
 class Registry:
     """What all active plugins declare. ``distributions`` and ``environ`` are what is installed and the
-    environment, unless a test says otherwise.
+    environment, unless a test says otherwise. ``problems`` says what is wrong with the allow and deny lists.
     """
 
     def __init__(
-        self,
-        distributions: Iterable[Distribution] | None = None,
-        environ: Mapping[str, str] | None = None,
+        self, distributions: Iterable[Distribution] | None = None, environ: Mapping[str, str] | None = None
     ) -> None:
         self._lock = RLock()
         self._indexes: dict[str, dict[str, list[Entry[Any]]]] = {}
-        found = Distribution.discover() if distributions is None else distributions
-        self._plugins = discovery.installed(found)
+        self._served_generic: set[str | None] = set()
+        self._plugins = discovery.installed(Distribution.discover() if distributions is None else distributions)
         self.problems = tuple(discovery.sort_out(self._plugins, os.environ if environ is None else environ))
-        manager = discovery.new_manager()
-        for plugin in self._plugins:
-            if plugin.active:
-                discovery.load(plugin, manager)
+        discovery.load_all(self._plugins)
         self.events = Events(self._plugins)
-        self.families = Table(self, FAMILIES)
-        self.tokenizers = Table(self, TOKENIZERS)
-        self.chat_templates = Table(self, CHAT_TEMPLATES)
-        self.trainers = Table(self, TRAINERS)
-        self.quantizers = Table(self, QUANTIZERS)
-        self.datasets = Table(self, DATASETS)
-        self.collators = Table(self, COLLATORS)
-        self.engines = Table(self, ENGINES)
-        self.commands = Table(self, COMMANDS)
-        self.sources = Table(self, SOURCES)
-        self.optimizers = Table(self, OPTIMIZERS)
-        self.presets = Table(self, PRESETS)
+        self.families = Table(self, kinds.FAMILIES)
+        self.tokenizers = Table(self, kinds.TOKENIZERS)
+        self.chat_templates = Table(self, kinds.CHAT_TEMPLATES)
+        self.trainers = Table(self, kinds.TRAINERS)
+        self.quantizers = Table(self, kinds.QUANTIZERS)
+        self.datasets = Table(self, kinds.DATASETS)
+        self.collators = Table(self, kinds.COLLATORS)
+        self.engines = Table(self, kinds.ENGINES)
+        self.commands = Table(self, kinds.COMMANDS)
+        self.sources = Table(self, kinds.SOURCES)
+        self.optimizers = Table(self, kinds.OPTIMIZERS)
+        self.presets = Table(self, kinds.PRESETS)
+
+    # What is there
 
     @property
     def plugins(self) -> tuple[PluginState, ...]:
         """Every installed plugin, sorted by name, after all its declaration hooks were called."""
-        for kind in DECLARED:
-            self.entries(kind)
-        return tuple(plugin.snapshot() for plugin in self._plugins)
+        self._declare_all()
+        return tuple(self.state_of(plugin) for plugin in self._plugins)
 
-    def entries(self, kind: Kind[T]) -> list[Entry[T]]:
+    @property
+    def clashes(self) -> tuple[str, ...]:
+        """One message for each name that two plugins declare."""
+        self._declare_all()
+        tables = [Table(self, kind) for kind in (*kinds.DECLARED, kinds.PRESETS)]
+        return tuple(str(clash) for table in tables for clash in table.clashes())
+
+    def state_of(self, plugin: Plugin) -> PluginState:
+        """What is known of a plugin by now. ``provides`` holds the kinds that were looked up so far."""
+        return PluginState(
+            name=plugin.name,
+            distribution=plugin.distribution,
+            version=plugin.version,
+            state=plugin.state,
+            reason=plugin.reason,
+            provides=_provides(plugin),
+            import_ms=plugin.import_ms,
+        )
+
+    def unavailable(self) -> str:
+        """The tail of an error about an unknown name: who is installed, not in use, and might have had it."""
+        blocked = [plugin.name for plugin in self._plugins if plugin.state == "blocked"]
+        failed = [plugin for plugin in self._plugins if plugin.state not in ("active", "blocked")]
+        lines = [f"plugin {plugin.source} might, but is {plugin.state}: {plugin.reason}" for plugin in failed]
+        if blocked:
+            lines.append(f"blocked plugins might: {', '.join(blocked)} ({discovery.ALLOW}, {discovery.DENY})")
+        return "".join(f"\n  {line}" for line in lines)
+
+    # Families and presets
+
+    def family_for(self, model_type: str | None, architectures: Sequence[str] = ()) -> ModelFamily:
+        """The family that claims a model, by its ``model_type`` or one of its ``architectures``.
+
+        ``generic`` where none does; raises ClashError where more than one does.
+        """
+        claims = [entry for entry in self.entries(kinds.FAMILIES) if _claims(entry.record, model_type, architectures)]
+        if len(claims) > 1:
+            raise _doubly_claimed(claims, model_type, architectures)
+        return claims[0].record if claims else self._generic(model_type)
+
+    def _generic(self, model_type: str | None) -> ModelFamily:
+        """Says so where a plugin that could not load may have been meant to serve the model."""
+        failed = [plugin.source for plugin in self._plugins if plugin.state not in ("active", "blocked")]
+        if failed and model_type not in self._served_generic:
+            self._served_generic.add(model_type)
+            logger.warning(
+                "model_type %r is served by the generic family; a plugin that is not in use may have been meant for "
+                "it: %s (`graft plugins` says why)",
+                model_type,
+                ", ".join(failed),
+            )
+        return self.families[f"{discovery.CORE}:generic"]
+
+    def family_of_preset(self, name: str) -> ModelFamily:
+        """The family that a preset belongs to; raises as a lookup of the preset does."""
+        preset = self.presets[name]
+        families = [entry.record for entry in self.entries(kinds.FAMILIES)]
+        return next(family for family in families if any(own is preset for own in family.presets))
+
+    # What the tables are made of
+
+    def entries(self, kind: Kind[R]) -> list[Entry[R]]:
         """Every record of a kind with its plugin, calling the hooks that were not called yet."""
-        if kind.name == PRESETS.name:
-            return cast("list[Entry[T]]", self._presets())
+        if kind.name == kinds.PRESETS.name:
+            return cast("list[Entry[R]]", self._presets())
         with self._lock:
             for plugin in self._plugins:
                 self._declare(plugin, kind)
             return [Entry(plugin, record) for plugin in self._plugins for record in plugin.records.get(kind.name, ())]
 
-    def _presets(self) -> list[Entry[specs.Preset]]:
-        return [Entry(entry.plugin, preset) for entry in self.entries(FAMILIES) for preset in entry.record.presets]
-
-    def index(self, kind: Kind[T]) -> dict[str, list[Entry[T]]]:
-        """Case-folded names and aliases to whoever declares them."""
+    def index(self, kind: Kind[R]) -> Mapping[str, list[Entry[R]]]:
+        """Every name and alias of a kind, case-folded, with all who declare it."""
         if kind.name not in self._indexes:
-            index: dict[str, list[Entry[T]]] = {}
-            for entry in self.entries(kind):
-                for name in _names(entry.record):
-                    index.setdefault(name, []).append(entry)
+            index = index_of(self.entries(kind))
             self._indexes[kind.name] = index
         return self._indexes[kind.name]
+
+    def _presets(self) -> list[Entry[Preset]]:
+        families = self.entries(kinds.FAMILIES)
+        return [Entry(entry.plugin, preset) for entry in families for preset in entry.record.presets]
+
+    def _declare_all(self) -> None:
+        for kind in kinds.DECLARED:
+            self.entries(kind)
 
     def _declare(self, plugin: Plugin, kind: Kind[Any]) -> None:
         if not plugin.active or kind.name in plugin.records:
             return
         try:
-            plugin.records[kind.name] = _called(plugin.hooks.get(kind.hook, ()), kind)
+            plugin.records[kind.name] = kinds.declare(plugin.hooks.get(kind.hook, ()), kind)
         except (Exception, SystemExit) as error:
+            logger.debug("plugin %s", plugin.source, exc_info=error)
             plugin.set_aside("broken", f"{kind.hook} failed: {describe(error)}")
             self._indexes.clear()
 
-    def family_for(self, model_type: str | None, architectures: Sequence[str] = ()) -> specs.ModelFamily:
-        """The family that claims a model, by its ``model_type`` or one of its ``architectures``.
 
-        ``generic`` where none does; raises ClashError where more than one does.
-        """
-        claims = [entry for entry in self.entries(FAMILIES) if _claims(entry.record, model_type, architectures)]
-        if len(claims) > 1:
-            raise _doubly_claimed(claims, model_type, architectures)
-        if claims:
-            return claims[0].record
-        return self.families[f"{discovery.CORE}:generic"]
-
-    def family_of_preset(self, name: str) -> specs.ModelFamily:
-        """The family that a preset belongs to; raises as a lookup of the preset does."""
-        preset = self.presets[name]
-        entries = self.entries(FAMILIES)
-        return next(entry.record for entry in entries if any(own is preset for own in entry.record.presets))
-
-    def unavailable(self) -> str:
-        """The tail of an error about an unknown name: who is installed, not in use, and might have had it."""
-        others = [plugin for plugin in self._plugins if not plugin.active]
-        return "".join(
-            f"\n  might have provided it, but {plugin.source} is {plugin.state}: {plugin.reason}" for plugin in others
-        )
+def _provides(plugin: Plugin) -> dict[str, tuple[str, ...]]:
+    provides = {kind: tuple(record.name for record in records) for kind, records in plugin.records.items()}
+    families = cast("tuple[ModelFamily, ...]", plugin.records.get(kinds.FAMILIES.name, ()))
+    provides[kinds.PRESETS.name] = tuple(preset.name for family in families for preset in family.presets)
+    declaring = {kind.hook for kind in kinds.DECLARED}
+    provides["events"] = tuple(hook.removeprefix("graftwork_") for hook in plugin.hooks if hook not in declaring)
+    return {kind: names for kind, names in provides.items() if names}
 
 
-def _claims(family: specs.ModelFamily, model_type: str | None, architectures: Sequence[str]) -> bool:
+def _claims(family: ModelFamily, model_type: str | None, architectures: Sequence[str]) -> bool:
     return model_type in family.model_types or any(name in family.architectures for name in architectures)
 
 
 def _doubly_claimed(
-    claims: Sequence[Entry[specs.ModelFamily]], model_type: str | None, architectures: Sequence[str]
+    claims: Sequence[Entry[ModelFamily]], model_type: str | None, architectures: Sequence[str]
 ) -> ClashError:
-    what = " ".join([f"model_type {model_type!r}", *(f"architecture {name!r}" for name in architectures)])
-    owners = " and ".join(f"family {entry.record.name} of {entry.plugin.source}" for entry in claims)
-    spellings = " or ".join(f"model.family: {entry.spelling}" for entry in claims)
-    return ClashError(f"{what} is claimed by {owners}; choose one with {spellings}")
-
-
-# What a hook may return
-
-
-def _called(implementations: Sequence[pluggy.HookImpl], kind: Kind[T]) -> tuple[T, ...]:
-    """Calls one plugin's implementations of a hook and checks what they return; raises on anything wrong."""
-    records: list[T] = []
-    for implementation in implementations:
-        records.extend(_checked(record, kind) for record in _iterable(implementation.function(), kind))
-    _check_unique([_names(record) for record in records])
-    for record in records:
-        if isinstance(record, specs.ModelFamily):
-            _check_unique([_names(_checked(preset, PRESETS)) for preset in record.presets])
-    return tuple(records)
-
-
-def _iterable(result: object, kind: Kind[Any]) -> Iterable[Any]:
-    if isinstance(result, Iterable) and not isinstance(result, (str, bytes, Mapping)):
-        return result
-    raise TypeError(f"it must return an iterable of {kind.record.__name__}, not {type(result).__name__}")
-
-
-def _checked(record: Any, kind: Kind[T]) -> T:
-    if not isinstance(record, kind.record):
-        raise TypeError(f"it must return {kind.record.__name__} records, and one is {type(record).__name__}")
-    for field in fields(record):  # type: ignore[arg-type]
-        value = getattr(record, field.name)
-        if str(field.type).startswith("tuple[") and not isinstance(value, tuple):
-            raise TypeError(f"{kind.record.__name__}.{field.name} must be a tuple, not {type(value).__name__}")
-    for name in _names(record):
-        if not name or ":" in name or name != "".join(name.split()):
-            raise ValueError(f"the name {name!r} is empty, or has a colon or a space in it")
-    return record
-
-
-def _names(record: Any) -> list[str]:
-    """Name and aliases, case-folded."""
-    return [name.casefold() for name in (record.name, *record.aliases)]
-
-
-def _check_unique(groups: Iterable[Sequence[str]]) -> None:
-    seen: set[str] = set()
-    for name in [name for group in groups for name in dict.fromkeys(group)]:
-        if name in seen:
-            raise ValueError(f"the name {name!r} is declared twice")
-        seen.add(name)
+    what = ", ".join([f"model_type {model_type!r}", *(f"architecture {name!r}" for name in architectures)])
+    owners = " and ".join(f"family {entry.record.name} of plugin {entry.plugin.source}" for entry in claims)
+    choices = " or ".join(f"model.family: {entry.spelling}" for entry in claims)
+    return ClashError(f"a model with {what} is claimed by {owners}; choose one with {choices}")
 
 
 # The one registry of the process
 
 _lock = RLock()
-_state: dict[str, Registry] = {}
+_built: list[Registry] = []
 _building: list[bool] = []
 
 
-def get_registry() -> Registry:
-    """The registry of this process, built on first use."""
+def get_registry(*, lenient: bool = False) -> Registry:
+    """The registry of this process, built on first use.
+
+    Raises PluginError where the allow or deny list names a plugin that is not there, unless ``lenient``: a
+    misspelt list would otherwise leave a plugin silently on or off.
+    """
     with _lock:
-        if "registry" not in _state:
-            if _building:
-                raise PluginError("the registry was asked for while plugins are imported: do it when a command runs")
-            _building.append(True)
-            try:
-                _state["registry"] = Registry()
-            finally:
-                _building.clear()
-        return _state["registry"]
+        if not _built:
+            _built.append(_build())
+    registry = _built[0]
+    if registry.problems and not lenient:
+        raise PluginError("\n".join(registry.problems))
+    return registry
+
+
+def _build() -> Registry:
+    if _building:
+        raise PluginError("the registry was asked for while a plugin is imported; ask for it inside a function")
+    _building.append(True)
+    try:
+        return Registry()
+    finally:
+        _building.clear()
 
 
 def reset_registry() -> None:
     """Forgets the registry, so that the next use discovers anew. For tests."""
     with _lock:
-        _state.clear()
+        _built.clear()
 
 
-def presets() -> Mapping[str, specs.Preset]:
+def presets() -> Mapping[str, Preset]:
     """Every preset of every family, by name."""
     return get_registry().presets
