@@ -127,7 +127,7 @@ def test_clashing_commands_are_chosen_by_distribution(site: Any, capsys: pytest.
         ("raise SystemExit(0)", "command 'act' cannot be loaded: SystemExit: 0"),
         ("return 3", "command 'act' cannot be loaded: it is a int, not a click command"),
         (
-            "import torch.not_there",
+            "raise ModuleNotFoundError('x', name='torch.nn')",
             "this needs torch.nn, which is not installed: pip install 'graftwork[models]'",
         ),
     ],

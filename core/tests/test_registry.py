@@ -320,10 +320,10 @@ def test_events_reach_every_listener_with_the_arguments_it_asks_for(site: Any) -
     registry = site.registry({"GRAFTWORK_PLUGINS": "listen"})
     import fake_graftwork_listen_listen as listener  # type: ignore[import-not-found]
 
-    registry.events.step_finished(None, 3, {"loss": 1.0})  # type: ignore[arg-type]
+    registry.events.step_finished(None, 3, {"loss": 1.0})
     failure = RuntimeError("x")
     registry._plugins[0].hooks.clear()  # the core's own listener writes TensorBoard files
-    registry.events.run_finished(None, failure)  # type: ignore[arg-type]
+    registry.events.run_finished(None, failure)
     assert listener.heard == [(3, {"loss": 1.0}), failure]
     assert state(registry, "listen").provides == {"events": ("run_finished", "step_finished")}
 
@@ -334,7 +334,7 @@ def test_a_failing_listener_is_warned_about_once_per_event(site: Any, caplog: py
     registry = site.registry()
     with caplog.at_level(logging.WARNING, "graftwork"):
         for step in (1, 2):
-            registry.events.checkpoint_saved(None, step, Path("here"))  # type: ignore[arg-type]
+            registry.events.checkpoint_saved(None, step, Path("here"))
     import fake_graftwork_good_good as good  # type: ignore[import-not-found]
 
     assert good.heard == [1, 2]
