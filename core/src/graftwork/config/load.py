@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from graftwork.config.checks import check_all
 from graftwork.config.layers import Draft, read_environment, read_file, read_overrides
+from graftwork.config.peft import PeftParams
 from graftwork.config.problems import Problem, problems_of, without_consequences
 from graftwork.config.run import RunConfig
 from graftwork.errors import ConfigError
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from graftwork.config.origins import Origin, Origins, Path
+
+
+logger = logging.getLogger(__name__)
 
 
 def load_config(
@@ -43,6 +48,8 @@ def load_config(
     read_overrides(draft, overrides)
     config, problems = _validate(draft)
     _raise(problems, draft.origins, str(path) if path is not None else "configuration")
+    if config.peft != PeftParams() and not config.training.use_peft:
+        logger.warning("the section peft has no effect, because training.use_peft is false")
     return config
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 from graftwork.config.fields import known_names, model_at, sections_with
@@ -13,6 +12,8 @@ from graftwork.config.origins import Origin, Origins, Path, format_path
 from graftwork.errors import did_you_mean
 
 if TYPE_CHECKING:
+    from pathlib import Path as FilePath
+
     from pydantic import BaseModel, ValidationError
     from pydantic_core import ErrorDetails
 
@@ -75,7 +76,7 @@ def problems_of(error: ValidationError, model: type[BaseModel], data: Any, base:
 def _locate(details: ErrorDetails, data: Any) -> tuple[Path, Any]:
     """The path in the data, without the names of union members that pydantic puts into it."""
     path: Path = ()
-    value = data
+    value: Any = data
     for step in details["loc"]:
         if (isinstance(value, Mapping) and step in value) or (isinstance(value, list) and isinstance(step, int)):
             value = value[step]
