@@ -163,7 +163,6 @@ def test_a_stale_description_of_the_same_distribution_is_no_clash(site: Any, sta
 def test_of_two_installs_the_one_that_an_import_finds_is_shown(site: Any, tmp_path: Any) -> None:
     site.add("graftwork-one", version="1.0")
     later = type(site)(tmp_path / "later")
-    later.folder.mkdir()
     later.add("graftwork-one", version="2.0")
     site.paths.append(str(later.folder))
     assert [one.version for one in site.registry().plugins if one.name == "one"] == ["1.0"]

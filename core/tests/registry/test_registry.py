@@ -286,7 +286,6 @@ def test_the_order_of_the_path_changes_nothing(site: Any, tmp_path: Path, monkey
     site.add("graftwork-one", family("same", "one"))
     site.add("graftwork-bad", "raise ImportError", plugin="zzz")
     second = type(site)(tmp_path / "second")
-    second.folder.mkdir()
     monkeypatch.syspath_prepend(str(second.folder))
     second.add("graftwork-two", family("same", "two"))
     second.add("graftwork-three", GOOD, plugin="one")
