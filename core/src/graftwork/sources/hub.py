@@ -110,8 +110,7 @@ def _unreachable(error: Exception, where: str) -> GraftworkError:
             f"{where} is not in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set: unset it, or "
             "give a folder"
         )
-    if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
-        status = error.response.status_code
+    if status := _status(error):
         login = "; run `hf auth login` or set HF_TOKEN" if status in {401, 403} else "; try again later"
         return GraftworkError(f"{where}: {_endpoint()} answered {status}{login}")
     if isinstance(error, OSError) and error.errno is not None:
@@ -120,6 +119,16 @@ def _unreachable(error: Exception, where: str) -> GraftworkError:
         f"{where} is not in the cache, and {_endpoint()} cannot be reached ({_first_line(error)}). Check the "
         "network (HF_ENDPOINT names another address), or give a folder"
     )
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status behind an error, itself or what caused it; None where nobody answered."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if response is not None:
+            return int(response.status_code)
+        error = error.__cause__
+    return None
 
 
 def _endpoint() -> str:
