@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from jinja2 import nodes
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class _Generation(Extension):
     """Notes where the text of each ``{% generation %}`` block begins, as the pieces before it have been yielded."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (Jinja's own declaration)
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -63,7 +63,7 @@ class _PlainNamespace(Namespace):
 class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+    def _parse(self, source: str, name: str | None, filename: str | None) -> Any:
         """The syntax tree, with every loop counted and every ``~`` measured."""
         tree = super()._parse(source, name, filename)
         for loop in tree.find_all(nodes.For):

@@ -1,0 +1,9 @@
+"""Llama 3.2 under torchtune's names, as transformers models with fresh weights."""
+
+from __future__ import annotations
+
+from graftwork.builders.torchtune_names import builders
+from graftwork_llama.presets import LLAMA3_2_1B, LLAMA3_2_3B
+
+llama3_2_1b, lora_llama3_2_1b, qlora_llama3_2_1b = builders(LLAMA3_2_1B)
+llama3_2_3b, lora_llama3_2_3b, qlora_llama3_2_3b = builders(LLAMA3_2_3B)
