@@ -31,11 +31,14 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """What a chart measures. ``show`` writes a value; ``from_zero`` where only the height tells anything."""
+    """What a chart measures. ``show`` writes a measured value, ``tick`` a round one at the axis; ``from_zero``
+    where only the height above zero tells anything.
+    """
 
     name: str
     title: str
     show: Callable[[float], str]
+    tick: Callable[[float], str]
     unit: str = ""
     from_zero: bool = False
 
@@ -59,11 +62,12 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """A curve as SVG paths; ``area`` is the band of a thinned raw curve."""
+    """A curve as SVG paths; ``area`` is the band of a thinned raw curve, ``last`` its last number as text."""
 
     label: str
     tone: str
     style: str
+    last: str
     path: str
     area: str = ""
 
@@ -147,15 +151,17 @@ def nice_ticks(low: float, high: float, about: int) -> list[float]:
     return [(first + place) * step for place in range(count)]
 
 
-def draw(curve: Curve, x: Scale, y: Scale) -> Drawn:
+def draw(curve: Curve, x: Scale, y: Scale, show: Callable[[float], str]) -> Drawn:
     """The curve's paths in percent."""
+    path, area = "", ""
     if curve.style == "dots":
         path = "".join(f"M{x(step):.2f} {100 - y(value):.2f}h0" for step, value in finite(curve.points))
-        return Drawn(label=curve.label, tone=curve.tone, style="dots", path=path)
-    if curve.style == "raw" and len(curve.points) > MOST_POINTS:
-        return Drawn(label=curve.label, tone=curve.tone, style="raw", path="", area=_area(curve, x, y))
-    path = _line(thin(curve.points), x, y)
-    return Drawn(label=curve.label, tone=curve.tone, style=curve.style, path=path)
+    elif curve.style == "raw" and len(curve.points) > MOST_POINTS:
+        area = _area(curve, x, y)
+    else:
+        path = _line(thin(curve.points), x, y)
+    last = show(curve.points[-1][1])
+    return Drawn(label=curve.label, tone=curve.tone, style=curve.style, last=last, path=path, area=area)
 
 
 def _line(points: Sequence[Point], x: Scale, y: Scale) -> str:
@@ -194,10 +200,10 @@ def chart(
         name=axis.name,
         title=axis.title,
         unit=axis.unit,
-        curves=[draw(curve, x, y) for curve in drawable],
+        curves=[draw(curve, x, y, axis.show) for curve in drawable],
         x_ticks=x_axis(x),
         y_ticks=y_ticks,
-        data=_crosshair(drawable, axis.show, x, y),
+        data=_crosshair([curve for curve in drawable if curve.style != "dots"], axis.show, x, y),
         marks=marks,
         note=note,
     )
@@ -211,7 +217,7 @@ def _y_axis(curves: Sequence[Curve], axis: Axis) -> tuple[Scale, list[Tick]]:
     margin = 0.06 * (high - low)
     scale = Scale(low=low if axis.from_zero else low - margin, high=high + margin)
     ticks = nice_ticks(scale.low, scale.high, 4)
-    return scale, [Tick(at=100 - scale(value), text=axis.show(value)) for value in ticks]
+    return scale, [Tick(at=100 - scale(value), text=axis.tick(value)) for value in ticks]
 
 
 def x_axis(x: Scale) -> list[Tick]:
