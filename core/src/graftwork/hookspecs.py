@@ -22,13 +22,14 @@ stop the run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pluggy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
     from graftwork.runs.run import Run
     from graftwork.specs import (
         ChatTemplate,
@@ -53,13 +54,13 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def graftwork_commands() -> Iterable[CommandSpec]:
     """Commands added to ``graft``. The command itself is imported only when it is run::
 
-        def _hello():
-            from my_plugin.cli import hello
-            return hello
+    def _hello():
+        from my_plugin.cli import hello
+        return hello
 
-        @hookimpl
-        def graftwork_commands():
-            return [CommandSpec(name="hello", help="Say hello.", load=_hello)]
+    @hookimpl
+    def graftwork_commands():
+        return [CommandSpec(name="hello", help="Say hello.", load=_hello)]
     """
     raise NotImplementedError
 
@@ -81,9 +82,9 @@ def graftwork_sources() -> Iterable[SourceSpec]:
 def graftwork_model_families() -> Iterable[ModelFamily]:
     """Families of models. Claims on the same ``model_type`` by two families are an error when it is needed::
 
-        @hookimpl
-        def graftwork_model_families():
-            return [ModelFamily(name="llama", model_types=("llama",), presets=(LLAMA3_8B,))]
+    @hookimpl
+    def graftwork_model_families():
+        return [ModelFamily(name="llama", model_types=("llama",), presets=(LLAMA3_8B,))]
     """
     raise NotImplementedError
 
@@ -92,9 +93,9 @@ def graftwork_model_families() -> Iterable[ModelFamily]:
 def graftwork_tokenizers() -> Iterable[TokenizerSpec]:
     """Ways to read tokenizer files, chosen by the files in the folder or by ``model.tokenizer_impl``::
 
-        @hookimpl
-        def graftwork_tokenizers():
-            return [TokenizerSpec(name="hf", files=("tokenizer.json",), load=_load)]
+    @hookimpl
+    def graftwork_tokenizers():
+        return [TokenizerSpec(name="hf", files=("tokenizer.json",), load=_load)]
     """
     raise NotImplementedError
 
@@ -103,9 +104,9 @@ def graftwork_tokenizers() -> Iterable[TokenizerSpec]:
 def graftwork_chat_templates() -> Iterable[ChatTemplate]:
     """Named chat templates, each a Jinja file that lies beside the plugin's code::
 
-        @hookimpl
-        def graftwork_chat_templates():
-            return [ChatTemplate(name="mine", path=HERE / "mine.jinja", stop=("<|end|>",))]
+    @hookimpl
+    def graftwork_chat_templates():
+        return [ChatTemplate(name="mine", path=HERE / "mine.jinja", stop=("<|end|>",))]
     """
     raise NotImplementedError
 
@@ -126,9 +127,9 @@ def graftwork_quantizers() -> Iterable[QuantizerSpec]:
 def graftwork_datasets() -> Iterable[DatasetSpec]:
     """Readers of rows, named in ``data.*.datasets[].dataset_name``::
 
-        @hookimpl
-        def graftwork_datasets():
-            return [DatasetSpec(name="my_rows", schema="chat", open=_open)]
+    @hookimpl
+    def graftwork_datasets():
+        return [DatasetSpec(name="my_rows", schema="chat", open=_open)]
     """
     raise NotImplementedError
 
@@ -137,9 +138,9 @@ def graftwork_datasets() -> Iterable[DatasetSpec]:
 def graftwork_collators() -> Iterable[CollatorSpec]:
     """Ways to make samples into a batch of tensors, named in ``data.*.collator_name``::
 
-        @hookimpl
-        def graftwork_collators():
-            return [CollatorSpec(name="text_with_padding", schema="chat", build=_build)]
+    @hookimpl
+    def graftwork_collators():
+        return [CollatorSpec(name="text_with_padding", schema="chat", build=_build)]
     """
     raise NotImplementedError
 
@@ -148,9 +149,9 @@ def graftwork_collators() -> Iterable[CollatorSpec]:
 def graftwork_trainers() -> Iterable[TrainerSpec]:
     """Training methods, named in ``training.trainer_type``::
 
-        @hookimpl
-        def graftwork_trainers():
-            return [TrainerSpec(name="MY_SFT", schemas=("chat",), build=_build, params=_params)]
+    @hookimpl
+    def graftwork_trainers():
+        return [TrainerSpec(name="MY_SFT", schemas=("chat",), build=_build, params=_params)]
     """
     raise NotImplementedError
 
@@ -159,9 +160,9 @@ def graftwork_trainers() -> Iterable[TrainerSpec]:
 def graftwork_optimizers() -> Iterable[OptimizerSpec]:
     """Optimizers, named in ``training.optimizer``::
 
-        @hookimpl
-        def graftwork_optimizers():
-            return [OptimizerSpec(name="sgd", build=_sgd)]
+    @hookimpl
+    def graftwork_optimizers():
+        return [OptimizerSpec(name="sgd", build=_sgd)]
     """
     raise NotImplementedError
 
@@ -170,9 +171,9 @@ def graftwork_optimizers() -> Iterable[OptimizerSpec]:
 def graftwork_engines() -> Iterable[EngineSpec]:
     """Ways to run a model for inference, named by ``--engine``::
 
-        @hookimpl
-        def graftwork_engines():
-            return [EngineSpec(name="transformers", devices=("cpu", "cuda"), build=_build)]
+    @hookimpl
+    def graftwork_engines():
+        return [EngineSpec(name="transformers", devices=("cpu", "cuda"), build=_build)]
     """
     raise NotImplementedError
 
@@ -184,12 +185,12 @@ def graftwork_run_started(run: Run) -> None:
 
 @hookspec
 def graftwork_step_finished(run: Run, step: int, metrics: Mapping[str, float]) -> None:
-    """An optimizer step, or an evaluation after it, ended. ``metrics`` is what ``metrics.jsonl`` got."""
+    """Optimizer step ``step`` of ``run``, or an evaluation after it, ended. ``metrics`` is what ``metrics.jsonl`` got."""
 
 
 @hookspec
 def graftwork_checkpoint_saved(run: Run, step: int, path: Path) -> None:
-    """A checkpoint lies complete on the disk at ``path``."""
+    """The checkpoint of ``run`` after optimizer step ``step`` lies complete on the disk at ``path``."""
 
 
 @hookspec
