@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from importlib_metadata import Distribution, EntryPoint
+    from packaging.version import Version
 
 GROUP = "graftwork.plugins"
 ALLOW = "GRAFTWORK_PLUGINS"
@@ -114,12 +115,22 @@ class _Installed:
 def installed(distributions: Iterable[Distribution]) -> list[Plugin]:
     """Every entry point of the group, sorted by name and distribution."""
     found: dict[str, list[_Installed]] = {}
+    plugins: list[Plugin] = []
     for distribution in distributions:
-        if GROUP in (distribution.read_text("entry_points.txt") or ""):
-            described = _described(distribution)
-            found.setdefault(described.name, []).append(described)
-    plugins = [plugin for same in found.values() for plugin in _plugins_of(_in_force(same))]
+        try:
+            if GROUP in (distribution.read_text("entry_points.txt") or ""):
+                described = _described(distribution)
+                found.setdefault(described.name, []).append(described)
+        except Exception as error:
+            plugins.append(_unreadable(distribution, error))
+    plugins += [plugin for same in found.values() for plugin in _plugins_of(_in_force(same))]
     return sorted(plugins, key=lambda plugin: (plugin.name.casefold(), plugin.name, plugin.distribution))
+
+
+def _unreadable(distribution: Distribution, error: Exception) -> Plugin:
+    """Whose metadata this is cannot be told: a row without a name, so that it can be mended."""
+    reason = f"metadata in {distribution.locate_file('')} cannot be read: {describe(error)}; reinstall its package"
+    return Plugin(name="unnamed", distribution="unnamed", version="unknown", state="broken", reason=reason)
 
 
 def _described(distribution: Distribution) -> _Installed:
@@ -146,9 +157,17 @@ def _in_force(same: Sequence[_Installed]) -> _Installed:
     together = [one for one in candidates if one.folder == candidates[0].folder]
     if len(together) == 1:
         return together[0]
-    from packaging.version import Version
+    return max(together, key=_age)
 
-    return max(together, key=lambda one: Version(one.version))
+
+def _age(one: _Installed) -> Version:
+    """The version to compare by; one that cannot be read is older than all others."""
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        return Version(one.version)
+    except InvalidVersion:
+        return Version("0.dev0")
 
 
 def _plugins_of(one: _Installed) -> Iterator[Plugin]:

@@ -185,7 +185,7 @@ def graftwork_run_started(run: Run) -> None:
 
 @hookspec
 def graftwork_step_finished(run: Run, step: int, metrics: Mapping[str, float]) -> None:
-    """Optimizer step ``step`` of ``run``, or an evaluation after it, ended. ``metrics`` is what ``metrics.jsonl`` got."""
+    """Step ``step`` of ``run``, or an evaluation after it, ended. ``metrics`` is what ``metrics.jsonl`` got."""
 
 
 @hookspec

@@ -211,10 +211,11 @@ def test_notices_are_plain_lines_on_stderr(site: Any, capsys: pytest.CaptureFixt
     assert logging.getLogger().handlers is not cli.logger.handlers
 
 
-def test_a_closed_pipe_ends_quietly() -> None:
+@pytest.mark.parametrize("way", ["pass", "cli.graft.invoke = lambda ctx: print('flushed by main')"])
+def test_a_closed_pipe_ends_quietly(way: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    code = "import sys; from graftwork.cli import main; sys.exit(main(['plugins']))"
+    code = f"import sys; from graftwork import cli; {way}; sys.exit(cli.main(['plugins']))"
     done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")

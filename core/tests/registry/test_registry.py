@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -360,6 +361,19 @@ def test_the_registry_is_built_once_and_holds_the_core(process_registry: None) -
     assert isinstance(registry.families["generic"], ModelFamily)
     assert presets() is registry.presets
     assert state(registry, "builtin").distribution == "graftwork"
+
+
+def test_threads_share_one_registry_and_call_each_hook_once(
+    site: Any, process_registry: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.add("graftwork-lazy", "calls = []\n" + GOOD.replace("    return", "    calls.append(1)\n    return"))
+    monkeypatch.setattr(registry_module, "Registry", site.registry)
+    with ThreadPoolExecutor(8) as pool:
+        registries = list(pool.map(lambda _: get_registry().families["good"] and get_registry(), range(64)))
+    import fake_graftwork_lazy_lazy as lazy
+
+    assert len(set(map(id, registries))) == 1
+    assert lazy.calls == [1]
 
 
 def test_a_plugin_that_asks_for_the_registry_while_it_is_built_is_broken(

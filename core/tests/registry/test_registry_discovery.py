@@ -188,6 +188,20 @@ def test_an_unreadable_entry_points_file_is_a_row(site: Any) -> None:
     assert states(registry)["two"] == "active"
 
 
+def test_metadata_that_is_no_text_is_a_row(site: Any) -> None:
+    site.add("graftwork-one")
+    (site.folder / "graftwork_one-1.0.dist-info" / "METADATA").write_bytes(b"Name: \xff\xfe")
+    registry = site.registry()
+    assert states(registry) == {"builtin": "active", "unnamed": "broken"}
+    assert f"metadata in {site.folder} cannot be read: UnicodeDecodeError" in reasons(registry)["unnamed:unnamed"]
+
+
+def test_a_leftover_with_an_unreadable_version_yields(site: Any) -> None:
+    site.add("graftwork-one", version="not-a-version")
+    site.add("graftwork-one", version="0.1")
+    assert [one.version for one in site.registry().plugins if one.name == "one"] == ["0.1"]
+
+
 def test_metadata_is_read_from_its_head_alone(site: Any) -> None:
     site.add("graftwork-one")
     folder = site.folder / "graftwork_one-1.0.dist-info"
