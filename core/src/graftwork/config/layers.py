@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ class Draft:
         if not self._assign(block, path[-1], value):
             self._complain(path, origin)
         else:
-            self.origins.set(path, origin)
+            self.origins.set_all(path, value, origin)
 
     def _canonical(self, path: Path) -> Path:
         done: Path = ()
@@ -58,7 +58,8 @@ class Draft:
             if not self._assign(block, step, found):
                 self._complain(path, origin)
                 return None
-            self.origins.set(path, origin)
+            # A copy: the block is made by the way, it is not what was set.
+            self.origins.set(path, replace(origin))
         return found
 
     @staticmethod

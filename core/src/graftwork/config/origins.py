@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +46,13 @@ class Origins:
         self.forget(path)
         self._places[path] = origin
 
+    def set_all(self, path: Path, value: Any, origin: Origin) -> None:
+        """Notes one origin for a value and for everything in it."""
+        self.set(path, origin)
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, item in items:
+            self.set_all((*path, key), item, origin)
+
     def forget(self, path: Path) -> None:
         for known in [known for known in self._places if known[: len(path)] == path]:
             del self._places[known]
@@ -59,6 +66,11 @@ class Origins:
     def exact(self, path: Path) -> Origin | None:
         """The origin of the value at ``path`` itself; None where it is a default."""
         return self._places.get(path)
+
+    def is_named(self, path: Path) -> bool:
+        """Whether the value was set by its own name, not as a part of a block that was set as a whole."""
+        origin = self.exact(path)
+        return origin is not None and self.exact(path[:-1]) is not origin
 
     def of(self, path: Path) -> Origin | None:
         """The origin of the value at ``path``, or of the nearest block around it."""

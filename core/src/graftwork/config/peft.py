@@ -18,7 +18,7 @@ class PeftParams(Params):
     """LoRA and its relatives. The section applies where ``training.use_peft`` is true."""
 
     lora_r: int = Field(8, ge=1, description="Rank of the update.")
-    lora_alpha: float = Field(8, gt=0, description="The update is scaled by lora_alpha / lora_r.")
+    lora_alpha: int | float = Field(8, gt=0, description="The update is scaled by lora_alpha / lora_r.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the update.")
     lora_target_modules: list[str] | Literal["all-linear"] | None = Field(
         None, description="Module or role names (q_proj, mlp), or all-linear; default: the family's."

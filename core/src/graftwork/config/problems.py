@@ -38,12 +38,12 @@ class Problem:
         """``run.yaml:12: training.max_stepz = 10: unknown key; did you mean max_steps?``"""
         origin = self.place(origins)
         text = self.text.replace("\n", "\n    ")
-        is_own = self.origin is not None or (origins is not None and origins.exact(self.path) is not None)
-        if origin and origin.line is None and is_own:
+        if origin and origin.line is None and (self.origin or (origins and origins.is_named(self.path))):
             return f"{origin}: {text}"  # such a place shows name and value itself
+        is_default = self.value is not MISSING and origins and origins.exact(self.path) is None
         value = "" if self.value is MISSING else f" = {short(self.value)}"
-        default = " (the default)" if value and origins and not is_own else ""
-        return f"{f'{origin}: ' if origin else ''}{format_path(self.path)}{value}{default}: {text}"
+        shown = f"{format_path(self.path)}{value}{' (the default)' if is_default else ''}"
+        return f"{f'{origin}: ' if origin else ''}{shown}: {text}"
 
     def place(self, origins: Origins | None) -> Origin | None:
         return self.origin or (origins.of(self.path) if origins else None)
@@ -78,7 +78,7 @@ def _locate(details: ErrorDetails, data: Any) -> tuple[Path, Any]:
     path: Path = ()
     value: Any = data
     for step in details["loc"]:
-        if (isinstance(value, Mapping) and step in value) or (isinstance(value, list) and isinstance(step, int)):
+        if _holds(value, step):
             value = value[step]
         elif details["type"] == "missing":
             value = MISSING
@@ -86,6 +86,10 @@ def _locate(details: ErrorDetails, data: Any) -> tuple[Path, Any]:
             continue
         path = (*path, step)
     return path, value
+
+
+def _holds(value: Any, step: str | int) -> bool:
+    return step in value if isinstance(value, Mapping) else isinstance(value, list) and isinstance(step, int)
 
 
 def _text(details: ErrorDetails, model: type[BaseModel], path: Path) -> str:

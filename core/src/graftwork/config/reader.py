@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-_MERGE = "tag:yaml.org,2002:merge"
+_CORE = "tag:yaml.org,2002:"
+_MERGE = f"{_CORE}merge"
+_KNOWN_TAGS = ("str", "null", "bool", "int", "float", "merge", "seq", "map")
 _SCALARS = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -36,7 +38,7 @@ def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
     table: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
     for kind, pattern, first in _SCALARS:
         for character in first:
-            table.setdefault(character, []).append((f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{pattern})$")))
+            table.setdefault(character, []).append((f"{_CORE}{kind}", re.compile(f"(?:{pattern})$")))
     return table
 
 
@@ -48,7 +50,7 @@ class CoreSchema(yaml.SafeLoader):
 
 def _scalar(node: ScalarNode) -> Any:
     text = node.value
-    kind = node.tag.removeprefix("tag:yaml.org,2002:")
+    kind = node.tag.removeprefix(_CORE)
     if kind == "null":
         return None
     if kind == "bool":
@@ -86,8 +88,11 @@ class Reader:
 
     def value(self, node: Node, path: Path) -> Any:
         """The data of a node."""
+        if node.tag.removeprefix(_CORE) not in _KNOWN_TAGS:
+            self._complain(node, path, f"the tag {node.tag} is not allowed; a configuration is plain data")
+            return None
         if isinstance(node, ScalarNode):
-            return self._tagged(node, path)
+            return self._scalar(node, path)
         if node in self._open:
             self._complain(node, path, f"the anchor at line {node.start_mark.line + 1} contains itself")
             return None
@@ -96,11 +101,7 @@ class Reader:
         self._open.pop()
         return value
 
-    def _tagged(self, node: ScalarNode, path: Path) -> Any:
-        known = ("str", "null", "bool", "int", "float", "merge")
-        if node.tag.removeprefix("tag:yaml.org,2002:") not in known:
-            self._complain(node, path, f"the tag {node.tag} is not allowed; a configuration is plain data")
-            return None
+    def _scalar(self, node: ScalarNode, path: Path) -> Any:
         try:
             return _scalar(node)
         except ValueError:

@@ -25,7 +25,7 @@ class TrainingParams(Params):
     seed: int = Field(42, ge=0, description="Seed of everything random in the run.")
 
     max_steps: int = Field(-1, ge=-1, description="Stop after this many steps; -1: by num_train_epochs.")
-    num_train_epochs: float = Field(3, gt=0, description="Passes over the training data.")
+    num_train_epochs: float = Field(3.0, gt=0, description="Passes over the training data.")
     per_device_train_batch_size: int = Field(8, ge=1, description="Samples in one forward pass.")
     per_device_eval_batch_size: int = Field(8, ge=1, description="Samples in one forward pass of an evaluation.")
     gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes in one step.")
@@ -45,8 +45,8 @@ class TrainingParams(Params):
     sgd_momentum: float = Field(0.0, ge=0, description="Momentum of SGD.")
     max_grad_norm: float | None = Field(1.0, gt=0, description="Clip the gradient's norm; null: do not clip.")
 
-    mixed_precision_dtype: Literal["none", "bf16", "fp16"] = Field(
-        "none", description="Autocast to this type, with the weights as they are."
+    mixed_precision_dtype: Literal["auto", "none", "bf16", "fp16"] = Field(
+        "auto", description="Type of the matrix products; auto: bf16 where the hardware has it, else none."
     )
     compile: bool = Field(False, description="Run the model through torch.compile.")
     enable_gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")

@@ -12,7 +12,7 @@ class TextDatasetParams(Params):
 
     text_field: str = Field("text", min_length=1, description="The key of a JSON row that holds the text.")
     separator: str | None = Field(
-        None, min_length=1, description="The line that stands between documents; default: a file is one document."
+        None, description='The line that stands between documents ("": an empty one); default: a file is one document.'
     )
 
 
