@@ -1,0 +1,163 @@
+"""Texts against transformers' own rendering, upstream's expectations, and hand-written ones."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from graftwork import Conversation, Message, Role, render_chat
+from graftwork.errors import DataError, UsageError
+from graftwork.messages import ContentItem, Type
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HELLO = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": " Hi. "}]
+REAL = [
+    "chujiezheng/chatml.jinja",
+    "chujiezheng/llama-2-chat.jinja",
+    "chujiezheng/llama-3-instruct.jinja",
+    "chujiezheng/mistral-instruct.jinja",
+    "chujiezheng/gemma-it.jinja",
+    "chujiezheng/phi-3.jinja",
+    "chujiezheng/vicuna.jinja",
+    "chujiezheng/alpaca.jinja",
+    "trl/llama3.jinja",
+    "trl/llama3_1.jinja",
+    "trl/llama3_training.jinja",
+    "trl/phi3.jinja",
+    "trl/qwen2_5.jinja",
+    "trl/qwen2_5_training.jinja",
+    "llama.cpp/meta-llama-Llama-3.1-8B-Instruct.jinja",
+    "llama.cpp/microsoft-Phi-3.5-mini-instruct.jinja",
+]
+# Upstream's own renderer differs from transformers' there: it has a default for add_generation_prompt,
+# and it keeps ``content: null``.
+NOT_TRANSFORMERS = {"hfjs/custom/ai21labs/AI21-Jamba-Large-1.6", "hfjs/custom/meetkai/functionary-medium-v2.2"}
+
+
+def test_default_template_writes_one_line_a_turn(tokenizer: Any) -> None:
+    text = render_chat(HELLO, template="default", tokenizer=tokenizer)
+    assert text == "<s>USER: Hello\nASSISTANT: Hi.</s>"
+    prompt = render_chat(HELLO[:1], template="default", tokenizer=tokenizer, add_generation_prompt=True)
+    assert prompt == "<s>USER: Hello\nASSISTANT:"
+    assert text.startswith(prompt)
+
+
+def test_default_template_without_special_tokens() -> None:
+    assert render_chat(HELLO, template="default") == "USER: Hello\nASSISTANT: Hi."
+
+
+def test_chatml_template() -> None:
+    messages = [{"role": "system", "content": "Be brief."}, *HELLO]
+    assert render_chat(messages, template="chat_ml") == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\nHello<|im_end|>\n"
+        "<|im_start|>assistant\nHi.<|im_end|>\n"
+    )
+    prompt = render_chat(HELLO[:1], template="chatml", add_generation_prompt=True)
+    assert prompt == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_chatml_equals_the_public_template(data: Path, tokenizer: Any, conversation: list[dict[str, str]]) -> None:
+    public = (data / "templates/chujiezheng/chatml.jinja").read_text().replace("    ", "").replace("\n", "")
+    ours = render_chat(conversation, template="chatml", tokenizer=tokenizer)
+    assert ours == render_chat(conversation, template=public, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("file", REAL)
+@pytest.mark.parametrize("prompt", [False, True])
+def test_text_equals_transformers(
+    data: Path, tokenizer: Any, conversation: list[dict[str, str]], file: str, prompt: bool
+) -> None:
+    source = (data / "templates" / file).read_text()
+    expected = tokenizer.apply_chat_template(
+        conversation, chat_template=source, tokenize=False, add_generation_prompt=prompt
+    )
+    assert render_chat(conversation, template=source, tokenizer=tokenizer, add_generation_prompt=prompt) == expected
+
+
+def test_upstream_expectations(data: Path) -> None:
+    checked = 0
+    for row in _rows(data / "vectors/chat_template/upstream_expected.jsonl"):
+        if row["id"] in NOT_TRANSFORMERS or row.get("needs_system_merged_into_first_user_turn"):
+            continue
+        variables = dict(row["data"])
+        messages = variables.pop("messages")
+        assert render_chat(messages, template=row["template"], **variables) == row["expected"], row["id"]
+        checked += 1
+    assert checked > 20
+
+
+def test_reference_renderings(data: Path) -> None:
+    refused = set()
+    for row in _rows(data / "vectors/chat_template/reference_rendered.jsonl"):
+        variables = dict(row["data"])
+        messages = variables.pop("messages")
+        try:
+            text = render_chat(messages, template=(data / row["template_file"]).read_text(), **variables)
+        except DataError:
+            refused.add(row["id"])
+        else:
+            assert text == row["expected"], row["id"]
+    # The first template raises by itself; the second would leave the system message out.
+    assert refused == {
+        "google-gemma-2-2b-it.jinja/system-full",
+        "mistralai-Mistral-Nemo-Instruct-2407.jinja/system-full",
+    }
+
+
+def test_message_objects_are_the_same_as_dictionaries() -> None:
+    messages = [Message(role=Role.USER, content="Hello"), Message(role=Role.ASSISTANT, content=" Hi. ")]
+    expected = render_chat(HELLO, template="chatml")
+    assert render_chat(messages, template="chatml") == expected
+    assert render_chat(Conversation(messages=messages), template="chatml") == expected
+
+
+def test_text_parts_are_joined_and_images_stay_parts() -> None:
+    parts = [ContentItem(type=Type.TEXT, content="Hel"), ContentItem(type=Type.TEXT, content="lo")]
+    assert "Hello<|im_end|>" in render_chat([Message(role=Role.USER, content=parts)], template="chatml")
+    pictured = [ContentItem(type=Type.IMAGE_PATH, content="/a.png"), ContentItem(type=Type.TEXT, content="what?")]
+    template = "{% for part in messages[0].content %}{{ part.type }}:{{ part.text }};{% endfor %}"
+    assert render_chat([Message(role=Role.USER, content=pictured)], template=template) == "image:;text:what?;"
+
+
+def test_reasoning_is_found_under_both_names() -> None:
+    messages = [{"role": "assistant", "content": "4", "reasoning": "2 + 2"}]
+    template = "{% for m in messages %}{{ m.reasoning_content }}|{{ m.thinking }}|{{ m.content }}{% endfor %}"
+    assert render_chat(messages, template=template) == "2 + 2|2 + 2|4"
+
+
+def test_a_dropped_system_message_is_an_error() -> None:
+    template = "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}"
+    with pytest.raises(DataError, match=r"drops the system message number 1 .* renders the role 'system'"):
+        render_chat([{"role": "system", "content": "Be brief."}, *HELLO], template=template)
+
+
+def test_a_changed_text_is_no_dropped_message() -> None:
+    template = "{% for m in messages %}{{ m.content.split('</think>')[-1] | upper }}{% endfor %}"
+    messages = [{"role": "assistant", "content": "<think>hm</think>so zq0qz"}]
+    with pytest.raises(DataError, match="drops the assistant"):
+        render_chat(messages, template=template)
+    template = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
+    assert render_chat(messages, template=template) == "so zq0qz"
+
+
+def test_what_a_template_refuses_is_a_data_error_with_its_words() -> None:
+    with pytest.raises(DataError, match=r"refuses the conversation \(assistant\): no question"):
+        render_chat(HELLO[1:], template="{{ raise_exception('no question') }}")
+    with pytest.raises(DataError, match="no messages; leave the row out"):
+        render_chat([], template="chatml")
+    with pytest.raises(DataError, match="must be an object with 'role'"):
+        render_chat([{"content": "Hello"}], template="chatml")
+
+
+def test_wrong_syntax_names_the_line() -> None:
+    with pytest.raises(UsageError, match=r"not valid Jinja: line 2: .*'\{% fi %\}'"):
+        render_chat(HELLO, template="{{ bos_token }}\n{% fi %}")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
