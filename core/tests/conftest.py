@@ -47,7 +47,10 @@ TOY_CONFIGS = {
 
 @pytest.fixture
 def install_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InstallPlugin]:
-    """``install_plugin("module source", name="toy")`` installs a distribution of that name for one test."""
+    """``install_plugin("module source", name="toy")`` installs a distribution of that name for one test.
+
+    Beside the core it is the only one in use, whatever else is installed.
+    """
     from graftwork.registry import reset_registry
 
     site = tmp_path / "site"
@@ -63,6 +66,7 @@ def install_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         (info / "RECORD").write_text("")
         modules.append(module)
         monkeypatch.syspath_prepend(str(site))
+        monkeypatch.setenv("GRAFTWORK_PLUGINS", ",".join(one.removesuffix("_plugin") for one in modules))
         reset_registry()
         return f"graftwork-{name}"
 

@@ -142,8 +142,9 @@ def _register(cls: type[BaseModel]) -> None:
         cls.model_type = cls.__dict__.get("model_type") or _snake(cls.__name__)
         config = type(f"{cls.__name__}Config", (PretrainedConfig,), {"model_type": cls.model_type})
         cls.config_class = config
-    known = CONFIG_MAPPING.get(config.model_type, None)
-    if known is not None and known.__module__.startswith("transformers."):
+    # CONFIG_MAPPING loads its classes when they are indexed: its get() knows none of them
+    taken = config.model_type in CONFIG_MAPPING and CONFIG_MAPPING[config.model_type].__module__
+    if taken and taken.startswith("transformers."):
         raise UsageError(
             f'{cls.__qualname__}: model_type {config.model_type!r} is transformers\' own; set model_type = "..." '
             "in the class to a name of yours"

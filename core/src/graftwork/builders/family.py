@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from graftwork.registry import get_registry
+from graftwork.sources import locate, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from graftwork.config import ModelParams
     from graftwork.specs import ModelFamily
 
 
@@ -25,3 +27,17 @@ def choose_family(model_type: str | None, architectures: Sequence[str], explicit
     """As :func:`family_of`, from what ``config.json`` says."""
     registry = get_registry()
     return registry.families[explicit] if explicit else registry.family_for(model_type, tuple(architectures))
+
+
+def family_of_params(params: ModelParams) -> ModelFamily:
+    """The family of the model that ``params`` names, from its preset or its ``config.json``; loads no weights."""
+    registry = get_registry()
+    if params.family:
+        return registry.families[params.family]
+    resolved = resolve(params.model_name, revision=params.model_revision)
+    if resolved.preset is not None:
+        return registry.family_of_preset(resolved.preset.name)
+    from graftwork.sources.local import read_config
+
+    values = read_config(locate(resolved, trust_remote_code=params.trust_remote_code))
+    return registry.family_for(values.get("model_type"), tuple(values.get("architectures") or ()))

@@ -100,10 +100,9 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _known(model_type: str, changes: Mapping[str, Any], *, known: Mapping[str, Any]) -> Mapping[str, Any]:
     """``changes``, each checked to be a key of the configuration: transformers would accept any and use none."""
-    own = CONFIG_MAPPING.get(model_type, None)
-    if own is None and not known:
+    if model_type not in CONFIG_MAPPING and not known:
         return changes
-    names = {*known, *(config_keys(own) if own else ())}
+    names = {*known, *(config_keys(CONFIG_MAPPING[model_type]) if model_type in CONFIG_MAPPING else ())}
     for key in changes:
         if key not in names or key in _NAMES_CODE:
             raise UsageError(
