@@ -78,7 +78,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         limits.tick()
         name = "." + getattr(__obj, "__name__", "")
         args = limits.held(name, args)
-        subject = getattr(__obj, "__self__", args[0] if args else None)
+        method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format
+        subject = getattr(method, "__self__", args[0] if args else None)
         limits.check_call(name, subject, [*args, *kwargs.values()])
         return super().call(__context, __obj, *args, **kwargs)
 
