@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import random
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import yaml
+
+from graftwork.errors import RunError, UsageError
+from graftwork.registry import get_registry
+from graftwork.runs.run import Listener, Run, open_run
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from pydantic import BaseModel
 
     from graftwork.config import RunConfig
-    from graftwork.runs.run import Run
+
+logger = logging.getLogger(__name__)
+
+FREE_TO_CHANGE = {
+    "training": {
+        "output_dir", "run_name", "save_steps", "save_epoch", "save_total_limit", "save_final_model", "logging_steps",
+        "logging_strategy", "logging_first_step", "log_level", "dep_log_level", "enable_tensorboard",
+        "resume_from_checkpoint", "try_resume_from_last_checkpoint", "max_steps", "num_train_epochs",
+    },
+    "generation": None,
+}  # fmt: skip
+"""What a resumed run may have otherwise than before: none of it changes a step that was taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRequest:
     """What a trainer gets: the validated configuration, its own validated option block, the run to write
-    to, and the checkpoint folder to go on from."""
+    to, and the checkpoint folder to go on from.
+    """
 
     config: RunConfig
     params: BaseModel | None
@@ -31,7 +55,7 @@ class TrainResult:
     output_dir: Path
     model_path: Path | None
     step: int
-    metrics: dict[str, float]
+    metrics: Mapping[str, float]
     interrupted: bool = False
 
 
@@ -43,5 +67,115 @@ class Trainer(Protocol):
         ...
 
 
-def train(config: RunConfig, **_: Any) -> TrainResult:
-    raise NotImplementedError
+def train(config: RunConfig, *, resume: bool = False, listeners: Sequence[Listener] = ()) -> TrainResult:
+    """Trains as ``config`` says. ``resume`` goes on from the run folder's last checkpoint; ``listeners`` are
+    called with the run, the step and its metrics.
+
+    Raises :class:`UsageError` where the run cannot begin as asked, :class:`RunError` where it cannot go on.
+    """
+    from graftwork.data.loader import fingerprint
+
+    spec = get_registry().trainers[config.training.trainer_type]
+    params = spec.params().model_validate(config.training.trainer_kwargs) if spec.params else None
+    data = {"train": fingerprint(config.data.train), "validation": fingerprint(config.data.validation)}
+    resume = resume or config.training.try_resume_from_last_checkpoint or bool(config.training.resume_from_checkpoint)
+    run = open_run(config, resume=resume)
+    run.listeners.extend(listeners)
+    resume_from = checkpoint_to_resume(run, config, data) if resume else None
+    error: BaseException | None = None
+    result: TrainResult | None = None
+    try:
+        run.update(**description(config, data))
+        seed_everything(config.training.seed)
+        result = spec.build(TrainRequest(config=config, params=params, run=run, resume_from=resume_from)).train()
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        finish(run, result, error)
+    return result
+
+
+def finish(run: Run, result: TrainResult | None, error: BaseException | None) -> None:
+    """Ends the run; a disk that is full when a run fails must not hide why it failed."""
+    try:
+        if result is None:
+            run.finish(error, interrupted=isinstance(error, KeyboardInterrupt))
+        else:
+            run.finish(None, interrupted=result.interrupted, step=result.step, **result.metrics)
+    except RunError:
+        if error is None:
+            raise
+
+
+def checkpoint_to_resume(run: Run, config: RunConfig, data: Mapping[str, Any]) -> Path | None:
+    """The checkpoint to go on from, after a look at whether it fits; None where the run has none yet."""
+    if run.record:
+        check_same_run(run, config, data)
+    asked = config.training.resume_from_checkpoint
+    if asked and not Path(asked).is_dir():
+        raise UsageError(f"training.resume_from_checkpoint: {asked} is not a folder; known: {run.checkpoints}")
+    checkpoint = Path(asked) if asked else next(reversed(run.checkpoints), None)
+    if checkpoint is None:
+        logger.info("%s has no checkpoint yet: the run begins at step 0", run.folder)
+    return checkpoint
+
+
+def check_same_run(run: Run, config: RunConfig, data: Mapping[str, Any]) -> None:
+    """Resuming with another configuration or other data would be another run under the same name."""
+    before = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+    changes = differences(before, yaml.safe_load(config.to_yaml()))
+    files = {**run.record.get("data", {}).get("train", {}), **run.record.get("data", {}).get("validation", {})}
+    now = {**data["train"], **data["validation"]}
+    changes += [f"{path}: the file has changed" for path in files if path in now and files[path] != now[path]]
+    if changes:
+        listed = "\n".join(f"  {change}" for change in changes)
+        raise UsageError(
+            f"{run.folder} cannot be resumed, because the run would not be the same:\n{listed}\n"
+            "Set these back, or start a new run in another training.output_dir."
+        )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The fields whose change would change the numbers."""
+    found = []
+    for section in sorted({*before, *now}):
+        free = FREE_TO_CHANGE.get(section, set())
+        if free is None:
+            continue
+        old, new = before.get(section) or {}, now.get(section) or {}
+        for field in sorted({*old, *new} - free):
+            if old.get(field) != new.get(field):
+                found.append(f"{section}.{field} was {old.get(field)!r}, is {new.get(field)!r}")
+    return found
+
+
+def description(config: RunConfig, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reader of ``run.json`` needs to make the run again."""
+    packages = ("graftwork", "torch", "transformers", "peft", "tokenizers", "numpy")
+    return {
+        "name": config.training.run_name,
+        "model": config.model.model_name,
+        "trainer": config.training.trainer_type,
+        "seed": config.training.seed,
+        "versions": {name: found for name in packages if (found := installed(name))},
+        "plugins": {f"{state.distribution}:{state.name}": state.version for state in get_registry().plugins},
+        "data": data,
+        "cpus": os.cpu_count(),
+    }
+
+
+def installed(package: str) -> str | None:
+    """The version of an installed package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def seed_everything(seed: int) -> None:
+    """Python's and PyTorch's generators; whoever uses numpy here makes a generator of their own."""
+    import torch
+
+    random.seed(seed)
+    torch.manual_seed(seed)

@@ -1,0 +1,44 @@
+"""``graft train``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from graftwork.train import TrainResult
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("-c", "--config", "path", required=True, type=click.Path(dir_okay=False), help="The configuration.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of training.output_dir.")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def train(path: str, resume: bool, overrides: tuple[str, ...]) -> None:
+    """Train a model as a configuration file says.
+
+    OVERRIDES change single values: training.max_steps=10 model.model_name=./mine
+    """
+    from graftwork.config import load_config
+
+    config = load_config(path, overrides)
+    from graftwork.runs.progress import Progress
+    from graftwork.train import train as run
+
+    result = run(config, resume=resume, listeners=[Progress()])
+    if result.interrupted:
+        raise SystemExit(130)
+    for line in summary(result):
+        click.echo(line)
+
+
+def summary(result: TrainResult) -> list[str]:
+    """What a person wants to know at the end, and what they may do next."""
+    lines = [f"{result.step:,} steps, loss {result.metrics.get('loss', float('nan')):.4f}"]
+    if "eval_loss" in result.metrics:
+        lines[0] += f", held-out loss {result.metrics['eval_loss']:.4f}"
+    lines.append(f"report   {result.output_dir / 'report.html'}")
+    if result.model_path:
+        lines.append(f"model    {result.model_path}")
+        lines.append(f"next     graft generate {result.model_path} --prompt '...'")
+    return lines

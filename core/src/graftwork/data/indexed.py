@@ -1,0 +1,162 @@
+"""A split that is read whole before the first step: samples in memory, any epoch's order at once."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from graftwork.data.batch import Row, to_row
+from graftwork.data.order import epoch_order
+from graftwork.data.samples import Encode, Sample, fit
+from graftwork.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from graftwork.config import DatasetSplitParams
+    from graftwork.data.blocks import Block, Packer
+    from graftwork.data.readers import RowSource
+
+logger = logging.getLogger(__name__)
+SHOWN = 10
+"""How many bad rows one error lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The size of a split, each sample counted once."""
+
+    samples: int
+    tokens: int
+    supervised_tokens: int
+
+
+def read_samples(source: RowSource, encode: Encode, max_length: int | None, over_long: str) -> list[Sample]:
+    """Every row of a source as a sample. All bad rows are reported in one :class:`DataError`."""
+    samples: list[Sample] = []
+    problems: list[str] = []
+    read = 0
+    for row in source.rows():
+        read += 1
+        try:
+            sample = encode(row)
+            kept = sample if max_length is None else fit(sample, max_length, over_long)
+        except DataError as error:
+            problems.append(str(error))
+        else:
+            samples.extend([kept] if kept else [])
+    if problems:
+        raise bad_rows(problems, read)
+    if not samples:
+        names = ", ".join(str(file) for file in source.files)
+        reason = f"all {read} rows were dropped as too long" if read else "no rows in it"
+        raise DataError(f"{names}: {reason}; there is nothing to train on")
+    if len(samples) < read:
+        logger.warning("%s: %d of %d rows dropped as too long", source.files[0], read - len(samples), read)
+    return samples
+
+
+def bad_rows(problems: Sequence[str], read: int) -> DataError:
+    """One error for all of them."""
+    if len(problems) == 1:
+        return DataError(problems[0])
+    listed = "\n".join(f"  {problem}" for problem in problems[:SHOWN])
+    more = f"\n  ... and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    return DataError(f"{len(problems)} of {read} rows cannot be used:\n{listed}{more}")
+
+
+def batches(items: Iterable[Block], size: int) -> Iterator[list[Block]]:
+    """Lists of ``size`` blocks; the last may be shorter."""
+    batch: list[Block] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def mark_last(items: Iterable[list[Block]]) -> Iterator[tuple[list[Block], bool]]:
+    """Each item, and whether it is the last."""
+    iterator = iter(items)
+    item = next(iterator)
+    for following in iterator:
+        yield item, False
+        item = following
+    yield item, True
+
+
+def to_rows(blocks: Sequence[Block], batch_size: int) -> list[Row]:
+    """A step's blocks as its rows."""
+    return [to_row([sample for block in batch for sample in block]) for batch in batches(blocks, batch_size)]
+
+
+class IndexedLoader:
+    """Steps over samples in memory. The state is the epoch and the number of steps taken in it."""
+
+    def __init__(
+        self,
+        datasets: Sequence[Sequence[Sample]],
+        split: DatasetSplitParams,
+        make_packer: Callable[[], Packer],
+        *,
+        seed: int,
+        batch_size: int,
+        accumulation: int,
+    ) -> None:
+        self.datasets = datasets
+        self.split = split
+        self.make_packer = make_packer
+        self.seed = seed
+        self.batch_size = batch_size
+        self.accumulation = accumulation
+        self.epoch = 0
+        self.step_in_epoch = 0
+
+    @property
+    def counts(self) -> Counts:
+        """Over all datasets."""
+        samples = [sample for dataset in self.datasets for sample in dataset]
+        tokens = sum(len(sample) for sample in samples)
+        return Counts(len(samples), tokens, sum(int(sample.trained[1:].sum()) for sample in samples))
+
+    def blocks(self, epoch: int) -> Iterator[Block]:
+        """The blocks of one epoch."""
+        packer = self.make_packer()
+        sizes = [len(dataset) for dataset in self.datasets]
+        for number, index in epoch_order(sizes, self.split, self.seed, epoch):
+            yield from packer.add(self.datasets[number][index])
+        yield from packer.flush()
+
+    def count_steps(self, epochs: float) -> int:
+        """Optimizer steps in so many epochs."""
+        whole = int(epochs)
+        per_step = self.batch_size * self.accumulation
+        counts = [ceil(sum(1 for _ in self.blocks(epoch)) / per_step) for epoch in range(ceil(epochs))]
+        return sum(counts[:whole]) + (ceil(counts[whole] * (epochs - whole)) if whole < len(counts) else 0)
+
+    def steps(self) -> Iterator[list[Row]]:
+        """Each step's rows, from the loader's state on, epoch after epoch without end."""
+        while True:
+            per_step = self.batch_size * self.accumulation
+            epoch, done = self.epoch, self.step_in_epoch
+            for number, (blocks, last) in enumerate(mark_last(batches(self.blocks(epoch), per_step))):
+                if number >= done:
+                    self.epoch, self.step_in_epoch = (epoch + 1, 0) if last else (epoch, number + 1)
+                    yield to_rows(blocks, self.batch_size)
+
+    def rows(self) -> Iterator[Row]:
+        """The rows of the first epoch, for an evaluation."""
+        for blocks in batches(self.blocks(0), self.batch_size):
+            yield from to_rows(blocks, self.batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"epoch": self.epoch, "step_in_epoch": self.step_in_epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`; takes effect at the next call of :meth:`steps`."""
+        self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]

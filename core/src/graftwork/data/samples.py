@@ -1,0 +1,121 @@
+"""A row to a sample: token ids, and which of them are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graftwork.data.conversations import to_conversation
+from graftwork.data.readers import Row
+from graftwork.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerFast
+
+    from graftwork.config import DatasetSplitParams
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """T tokens. ``trained[t]`` says that token t is learned, that is, predicted from the tokens before it."""
+
+    input_ids: NDArray[np.int32]  # [T]
+    trained: NDArray[np.bool_]  # [T]
+    where: str
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def cut(self, start: int, stop: int) -> Sample:
+        """A piece of the sample."""
+        return Sample(self.input_ids[start:stop], self.trained[start:stop], self.where)
+
+
+def to_plain(sample: Sample) -> dict[str, Any]:
+    """The sample as plain data, for a checkpoint."""
+    return {"input_ids": sample.input_ids.tolist(), "trained": sample.trained.tolist(), "where": sample.where}
+
+
+def from_plain(data: dict[str, Any]) -> Sample:
+    """The inverse of :func:`to_plain`."""
+    return Sample(np.asarray(data["input_ids"], np.int32), np.asarray(data["trained"], np.bool_), data["where"])
+
+
+Encode = Callable[[Row], Sample]
+
+
+def text_encoder(tokenizer: PreTrainedTokenizerFast, text_field: str) -> Encode:
+    """Documents: the tokenizer's BOS if it has one of its own, the text, and EOS; every token is trained."""
+    if tokenizer.eos_token_id is None:
+        raise DataError(
+            f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no EOS token to end a document "
+            'with; set model.tokenizer_kwargs: {eos_token: "..."}'
+        )
+    bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
+
+    def encode(row: Row) -> Sample:
+        text = row.data.get(text_field)
+        if not isinstance(text, str):
+            known = ", ".join(row.data) or "none"
+            raise DataError(
+                f"{row.where}: no text in field {text_field!r}; fields: {known}; set dataset_kwargs.text_field"
+            )
+        ids = [*bos, *tokenizer(text, add_special_tokens=False, verbose=False).input_ids, tokenizer.eos_token_id]
+        return Sample(np.asarray(ids, np.int32), np.ones(len(ids), np.bool_), row.where)
+
+    return encode
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the tokenizer itself begins a text with its BOS token."""
+    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+
+
+def chat_encoder(
+    tokenizer: PreTrainedTokenizerFast,
+    split: DatasetSplitParams,
+    messages_field: str,
+    stop_ids: frozenset[int],
+) -> Encode:
+    """Conversations through the tokenizer's chat template; the assistant's tokens are trained.
+
+    Every trained turn must end in a stop token: a model that never learns to stop is the commonest silent
+    failure of fine-tuning.
+    """
+    from graftwork.chat import check_turns, encode_chat
+
+    def encode(row: Row) -> Sample:
+        conversation = to_conversation(row, messages_field)
+        try:
+            encoded = encode_chat(conversation, tokenizer=tokenizer, train_target=split.train_target)
+            check_turns(encoded, stop_ids)
+        except DataError as error:
+            raise DataError(f"{row.where}: {error}") from None
+        return Sample(np.asarray(encoded.input_ids, np.int32), np.asarray(encoded.trained, np.bool_), row.where)
+
+    return encode
+
+
+def fit(sample: Sample, max_length: int, over_long: str) -> Sample | None:
+    """The sample within ``max_length`` tokens, by the policy ``error``, ``drop`` (gives None) or ``truncate``."""
+    if len(sample) <= max_length:
+        return sample
+    if over_long == "error":
+        raise DataError(
+            f"{sample.where}: {len(sample)} tokens, but a sample may have {max_length}; raise max_length, or set "
+            "over_long: drop or truncate"
+        )
+    if over_long == "drop":
+        return None
+    piece = sample.cut(0, max_length)
+    return piece if piece.trained[1:].any() else None
+
+
+def windows(sample: Sample, max_length: int) -> Sequence[Sample]:
+    """A document cut into pieces of at most ``max_length`` tokens; a last piece of one token teaches nothing."""
+    pieces = [sample.cut(start, start + max_length) for start in range(0, len(sample), max_length)]
+    return [piece for piece in pieces if len(piece) > 1]

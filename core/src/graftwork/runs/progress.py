@@ -1,0 +1,60 @@
+"""The progress of a run on a terminal: one line that is rewritten, or a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from graftwork.runs.run import Run
+
+INTERVAL_S = 5.0
+"""Seconds between lines where the output is no terminal."""
+
+
+class Progress:
+    """A listener of :func:`graftwork.train`. Evaluations always get a line of their own."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self.began: tuple[int, float] | None = None
+        self.written_at = 0.0
+        self.width = 0
+
+    def __call__(self, run: Run, step: int, metrics: Mapping[str, float]) -> None:
+        """Shows a step or an evaluation."""
+        total = int(run.record.get("total_steps", 0))
+        if "eval_loss" in metrics:
+            self._write(f"step {step:,}/{total:,}  held-out loss {metrics['eval_loss']:.4f}", lasting=True)
+            return
+        now = time.monotonic()
+        self.began = self.began or (step - 1, now - metrics["step_time_s"])
+        if self.live or step == total or now - self.written_at >= INTERVAL_S:
+            self.written_at = now
+            self._write(self._line(step, total, metrics, now), lasting=not self.live or step == total)
+
+    def _line(self, step: int, total: int, metrics: Mapping[str, float], now: float) -> str:
+        first, begin = self.began or (0, now)
+        remaining_s = (now - begin) / max(1, step - first) * (total - step)
+        return (
+            f"step {step:,}/{total:,}  loss {metrics['loss']:.4f}  lr {metrics['learning_rate']:.2e}  "
+            f"{metrics['tokens_per_s']:,.0f} tokens/s  {clock(remaining_s)} left"
+        )
+
+    def _write(self, text: str, *, lasting: bool) -> None:
+        begin = "\r" if self.live else ""
+        end = "\n" if lasting else ""
+        self.stream.write(f"{begin}{text.ljust(self.width)}{end}")
+        self.stream.flush()
+        self.width = 0 if lasting else len(text)
+
+
+def clock(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,166 @@
+"""One training run: its folder, what is appended to it, and who listens.
+
+The folder holds ``config.yaml`` (resolved), ``run.json`` (versions, seed, data, result), ``metrics.jsonl``,
+``samples.jsonl``, ``checkpoints/step-N/``, ``final/``, ``tensorboard/`` and ``report.html``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from graftwork.errors import RunError, UsageError
+from graftwork.files import write_text
+from graftwork.registry import get_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from graftwork.config import RunConfig
+
+logger = logging.getLogger(__name__)
+Listener = Callable[["Run", int, Mapping[str, float]], None]
+
+
+class Run:
+    """A run folder that is being written to. ``start_step`` is the step that a resumed run goes on from."""
+
+    def __init__(self, folder: Path, config: RunConfig, lock: TextIO) -> None:
+        self.folder = folder
+        self.config = config
+        self.start_step = 0
+        self.metrics_path = folder / "metrics.jsonl"
+        self.samples_path = folder / "samples.jsonl"
+        self.record: dict[str, Any] = {}
+        self.listeners: list[Listener] = []
+        self._lock = lock
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The complete checkpoints, oldest first."""
+        found = (self.folder / "checkpoints").glob("step-*")
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line of ``metrics.jsonl``, then the listeners."""
+        self._append(self.metrics_path, {"step": step, **metrics})
+        get_registry().events.step_finished(self, step, metrics)
+        for listener in self.listeners:
+            listener(self, step, metrics)
+
+    def log_samples(self, step: int, stage: str, samples: Iterable[Mapping[str, Any]]) -> None:
+        """One line of ``samples.jsonl`` each; nothing where this stage has its lines already (after a resume)."""
+        if any(line["step"] == step and line["stage"] == stage for line in read_lines(self.samples_path)):
+            return
+        for sample in samples:
+            self._append(self.samples_path, {"step": step, "stage": stage, **sample})
+
+    def update(self, **fields: Any) -> None:
+        """Changes ``run.json``."""
+        self.record.update(fields)
+        with explained(self.folder):
+            write_text(self.folder / "run.json", json.dumps(self.record, indent=2, default=str) + "\n")
+
+    def start(self, step: int) -> None:
+        """Goes on from ``step``: lines written after it are dropped, as are halves of lines."""
+        self.start_step = step
+        for path in (self.metrics_path, self.samples_path):
+            keep_lines(path, step)
+        self.update(status="running", started=self.record.get("started") or now(), resumed_from=step or None)
+        get_registry().events.run_started(self)
+
+    def finish(self, error: BaseException | None, *, interrupted: bool = False, **result: Any) -> None:
+        """Writes the end of the run, and its report."""
+        status = "interrupted" if interrupted else "failed" if error else "finished"
+        try:
+            get_registry().events.run_finished(self, error)
+            self.update(status=status, finished=now(), error=str(error) if error else None, result=result)
+            self._write_report()
+        finally:
+            self._lock.close()
+
+    def _write_report(self) -> None:
+        from graftwork.runs.report import write_report
+
+        try:
+            write_report(self.folder)
+        except Exception as error:
+            # The run itself is safe on the disk; a report can be written again from it.
+            logger.warning("%s: no report: %s: %s", self.folder / "report.html", type(error).__name__, error)
+
+    def _append(self, path: Path, data: Mapping[str, Any]) -> None:
+        with explained(self.folder), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(data, ensure_ascii=False) + "\n")
+
+
+def open_run(config: RunConfig, *, resume: bool) -> Run:
+    """The run folder of a configuration, locked against other processes.
+
+    A folder that holds a run is only gone on with, never written over.
+    """
+    folder = Path(config.training.output_dir)
+    exists = (folder / "run.json").exists()
+    if exists and not resume:
+        raise UsageError(
+            f"training.output_dir: {folder} holds a run already; go on with it (--resume), or choose another folder"
+        )
+    with explained(folder):
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        lock = take_lock(folder)
+        run = Run(folder, config, lock)
+        if exists:
+            run.record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        else:
+            write_text(folder / "config.yaml", config.to_yaml())
+    return run
+
+
+def take_lock(folder: Path) -> TextIO:
+    """Held as long as the process lives: two processes never write to one run."""
+    file = (folder / ".lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise RunError(f"{folder}: another process is writing to this run; wait for it, or stop it first") from None
+    return file
+
+
+def keep_lines(path: Path, step: int) -> None:
+    """Leaves the complete lines of steps up to ``step``, and none where the run begins anew at step 0."""
+    if not path.exists():
+        return
+    kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in read_lines(path) if 0 < step >= line["step"]]
+    with explained(path):
+        write_text(path, "".join(kept))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL file that are complete; the last one of a killed process may not be."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """A disk that says no, as an error that says where and what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise RunError(
+            f"{error.filename or path}: {reason}; make room or choose another training.output_dir, then go on with "
+            "--resume"
+        ) from error
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""Graftwork's own trainers. The entry module is ``graftwork_native.plugin``."""

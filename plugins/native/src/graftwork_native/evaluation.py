@@ -1,0 +1,97 @@
+"""The loss on held-out data, and what the model says to a few prompts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from graftwork_native.forward import Forward, base_of, evaluating
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from transformers import PreTrainedTokenizerFast
+
+    from graftwork.data.batch import Row
+
+
+SHOWN_BEGINNING, SHOWN_REFERENCE = 24, 96
+"""Tokens of a document that are the prompt, and of what really follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt of the report: what is shown, its tokens, and the answer in the data if there is one."""
+
+    text: str
+    input_ids: tuple[int, ...]
+    reference: str | None = None
+
+
+def evaluate(forward: Forward, rows: Iterable[Row]) -> dict[str, float]:
+    """The mean loss over every label of ``rows``, as ``eval_loss``."""
+    begin = time.perf_counter()
+    total, labels = 0.0, 0
+    with evaluating(forward.model):
+        for row in rows:
+            total += float(forward.loss(row, 1.0))
+            labels += row.num_labels
+    return {
+        "eval_loss": total / max(1, labels),
+        "eval_tokens": labels,
+        "eval_time_s": round(time.perf_counter() - begin, 3),
+    }
+
+
+def complete(
+    forward: Forward,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Prompt],
+    stop_ids: frozenset[int],
+    max_new_tokens: int,
+) -> list[str]:
+    """The greedy completion of each prompt. Draws no random numbers, so that a run is the same with and without."""
+    texts = []
+    with evaluating(forward.model), forward.autocast():
+        for prompt in prompts:
+            ids = torch.tensor([prompt.input_ids], device=forward.device)
+            output = base_of(forward.model).generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=sorted(stop_ids) or None,
+                pad_token_id=min(stop_ids, default=0),
+            )
+            texts.append(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+    return texts
+
+
+def prompts_of(rows: Iterable[Row], tokenizer: PreTrainedTokenizerFast, count: int, *, documents: bool) -> list[Prompt]:
+    """The first ``count`` held-out samples as prompts: a conversation up to its answer, a document's beginning."""
+    samples = ((ids, labels) for row in rows for ids, labels in samples_of(row))
+    prompts = []
+    for ids, first_label in islice(samples, count):
+        end = min(SHOWN_BEGINNING, len(ids) // 2) if documents else first_label + 1
+        prompts.append(
+            Prompt(
+                text=tokenizer.decode(ids[:end], skip_special_tokens=True),
+                input_ids=tuple(ids[:end]),
+                reference=tokenizer.decode(ids[end : end + SHOWN_REFERENCE], skip_special_tokens=True),
+            )
+        )
+    return prompts
+
+
+def samples_of(row: Row) -> Iterator[tuple[list[int], int]]:
+    """Each segment's tokens, and the place in it where its first label is predicted."""
+    places, start = row.label_positions.numpy(), 0
+    for ids in row.input_ids[0].split(row.segment_lengths):
+        first = int(np.searchsorted(places, start))
+        yield ids.tolist(), int(places[first]) - start if first < len(places) else 0
+        start += len(ids)

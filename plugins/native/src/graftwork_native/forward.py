@@ -1,0 +1,214 @@
+"""A row into a model, its loss out: the fast way, where it is proved that the model allows it.
+
+What a model allows is found out by trying, on two short samples before the first step: do packed samples give
+the logits that each gives alone? Do the hidden states times the head's weight give the model's logits? A family
+that is known to the registry has been proved by its tests; the trial is cheap enough to be made all the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from graftwork.data.batch import Row, to_row
+from graftwork.data.samples import Sample
+from graftwork.errors import GraftworkError
+from graftwork_native.attention import NAME, Segments, register, segment_mask
+from graftwork_native.loss import head_loss, plain_loss
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+logger = logging.getLogger(__name__)
+Layout = Literal["auto", "segments", "padded"]
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """How rows go through ``model``.
+
+    ``layout``: samples side by side in one row, or padded below one another. ``head``: the loss is made from
+    hidden states and this weight, in pieces; None where the model must make its logits itself.
+    """
+
+    model: nn.Module
+    device: torch.device
+    autocast_dtype: torch.dtype | None
+    layout: Literal["segments", "padded"]
+    fused_head: bool
+
+    def loss(self, row: Row, scale: float) -> torch.Tensor:
+        """The sum of the cross-entropy over the row's labels, times ``scale``; a float32 scalar."""
+        inputs = self.inputs(row)
+        places = places_of(row, self.layout).to(self.device)
+        labels = row.labels.to(self.device)
+        if self.fused_head:
+            hidden, weight = self.hidden(inputs)
+            return head_loss(hidden.flatten(0, 1)[places], weight, labels, scale)
+        return plain_loss(self.logits(inputs, places), labels, scale)
+
+    def hidden(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last hidden states [B, S, W], and the head's weight [V, W]."""
+        decoder, head = parts_of(self.model)
+        with self.autocast():
+            states: torch.Tensor = decoder(**inputs)[0]
+        dtype = self.autocast_dtype or head.weight.dtype
+        return states.to(dtype), head.weight
+
+    def logits(self, inputs: dict[str, Any], places: torch.Tensor) -> torch.Tensor:
+        """The logits [L, V] at ``places``, made only there where the model can."""
+        keeps = "logits_to_keep" in inspect.signature(base_of(self.model).forward).parameters
+        with self.autocast():
+            if keeps and self.layout == "segments":
+                kept: torch.Tensor = self.model(**inputs, logits_to_keep=places).logits
+                return kept[0]
+            every: torch.Tensor = self.model(**inputs).logits
+            return every.flatten(0, 1)[places]
+
+    def autocast(self) -> torch.autocast:
+        """Half precision for the products, where the run asks for it."""
+        return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+    def inputs(self, row: Row) -> dict[str, Any]:
+        """What the model is called with."""
+        if self.layout == "padded":
+            return padded_inputs(row, self.device)
+        return {
+            "input_ids": row.input_ids.to(self.device),
+            "position_ids": row.position_ids.to(self.device),
+            "attention_mask": segment_mask(self.device),
+            "segments": Segments.of(row.segment_lengths, self.device),
+            "use_cache": False,
+        }
+
+
+def padded_inputs(row: Row, device: torch.device) -> dict[str, Any]:
+    """The row's samples below one another: [B, S], padded on the right with token 0, which nothing attends to."""
+    pieces = row.input_ids[0].split(row.segment_lengths)
+    ids = nn.utils.rnn.pad_sequence(list(pieces), batch_first=True)
+    lengths = torch.tensor(row.segment_lengths)[:, None]
+    mask = (torch.arange(ids.shape[1])[None] < lengths).long()
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
+def places_of(row: Row, layout: str) -> torch.Tensor:
+    """Where the labels are predicted, in the flattened [B * S] states."""
+    if layout == "segments":
+        return row.label_positions
+    lengths = torch.tensor(row.segment_lengths)
+    segment = torch.repeat_interleave(torch.arange(len(lengths)), lengths)  # [T]
+    return (segment * int(lengths.max()) + row.position_ids[0])[row.label_positions]
+
+
+def base_of(model: nn.Module) -> Any:
+    """The transformers model inside a PEFT or compiled one; its attributes are not typed."""
+    inner: Any = getattr(model, "_orig_mod", model)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+
+def parts_of(model: nn.Module) -> tuple[nn.Module, nn.Linear]:
+    """The decoder and the head of a causal language model."""
+    base = base_of(model)
+    return getattr(base, base.base_model_prefix), base.get_output_embeddings()
+
+
+def plan_forward(model: nn.Module, autocast_dtype: torch.dtype | None, layout: Layout = "auto") -> Forward:
+    """The fastest way that is proved for this model; what is not possible is said in the log, once."""
+    device = next(model.parameters()).device
+    register()
+    chosen: Literal["segments", "padded"] = "padded" if layout == "padded" else "segments"
+    if chosen == "segments" and (reason := segments_fail(model, device)):
+        if layout == "segments":
+            raise GraftworkError(f"training.trainer_kwargs.layout: segments is not possible: {reason}")
+        logger.warning("samples are padded, not packed into one row of segments: %s", reason)
+        chosen = "padded"
+    fused = head_is_plain(model) and head_agrees(model, device)
+    return Forward(model, device, autocast_dtype, chosen, fused)
+
+
+def trial_rows(model: nn.Module) -> tuple[list[Row], Row, Row]:
+    """Two short samples, each alone; both in one row; and the row with another first sample."""
+    vocab_size = base_of(model).get_input_embeddings().weight.shape[0]
+    generator = np.random.default_rng(0)
+    first, second, other = (
+        Sample(generator.integers(0, vocab_size, length, np.int32), np.ones(length, np.bool_), "trial")
+        for length in (5, 7, 5)
+    )
+    return [to_row([first]), to_row([second])], to_row([first, second]), to_row([other, second])
+
+
+def segments_fail(model: nn.Module, device: torch.device) -> str | None:
+    """Why packed samples do not give what each gives alone, or None where they do.
+
+    Leaves the model with segment attention where they do. Another first sample must leave the second one's
+    logits as they are to the last bit, so that no leak is too small to be seen.
+    """
+    base = base_of(model)
+    before = base.config._attn_implementation
+    single, both, changed = trial_rows(model)
+    plain = Forward(model, device, None, "padded", fused_head=False)
+    packed = Forward(model, device, None, "segments", fused_head=False)
+    try:
+        with evaluating(model):
+            alone = torch.cat([all_logits(plain, row) for row in single])
+            base.set_attn_implementation(NAME)
+            together, others = all_logits(packed, both), all_logits(packed, changed)
+    except (TypeError, ValueError, NotImplementedError, AttributeError, GraftworkError) as error:
+        reason = f"{type(base).__name__}: {str(error).splitlines()[0]}"
+    else:
+        if close(alone, together) and torch.equal(together[-7:], others[-7:]):
+            return None
+        reason = f"{type(base).__name__} gives packed samples other logits than each alone"
+    base.set_attn_implementation(before)
+    return reason
+
+
+def all_logits(forward: Forward, row: Row) -> torch.Tensor:
+    """The logits at every token of a row of one or more samples, [T, V] float32."""
+    output: torch.Tensor = forward.model(**forward.inputs(row)).logits
+    return output.flatten(0, 1)
+
+
+def head_is_plain(model: nn.Module) -> bool:
+    """Whether the head is one weight: no bias, no adapter on it, no quantized storage."""
+    base = base_of(model)
+    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    plain = type(head) is nn.Linear and head.bias is None
+    return plain and isinstance(getattr(base, getattr(base, "base_model_prefix", "") or " ", None), nn.Module)
+
+
+def head_agrees(model: nn.Module, device: torch.device) -> bool:
+    """Whether the model's logits are its last hidden states times its head's weight, with nothing after it."""
+    row = trial_rows(model)[0][0]
+    forward = Forward(model, device, None, "padded", fused_head=True)
+    try:
+        with evaluating(model):
+            hidden, weight = forward.hidden(forward.inputs(row))
+            return close(all_logits(forward, row), (hidden @ weight.T).flatten(0, 1))
+    except (TypeError, ValueError, AttributeError, RuntimeError):
+        return False
+
+
+def close(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Equal up to the rounding of the type they were computed in."""
+    tolerance = 1e-4 if left.dtype == torch.float32 else 0.02
+    return left.shape == right.shape and bool((left - right).abs().max() <= tolerance * left.abs().max())
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout and gradients; afterwards the model is in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,61 @@
+"""Entry module of graftwork's own trainers: declares them and their optimizers, imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from graftwork import hookimpl
+from graftwork.specs import OptimizerSpec, TrainerSpec
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from graftwork.train import Trainer, TrainRequest
+
+
+def _params() -> type[BaseModel]:
+    from graftwork_native.params import NativeParams
+
+    return NativeParams
+
+
+def _build(request: TrainRequest) -> Trainer:
+    from graftwork_native.trainer import build
+
+    return build(request)
+
+
+@hookimpl
+def graftwork_trainers() -> list[TrainerSpec]:
+    return [
+        TrainerSpec(name="NATIVE", aliases=("OUMI",), schemas=("text", "chat"), build=_build, params=_params),
+        TrainerSpec(name="NATIVE_PRETRAIN", schemas=("text",), build=_build, params=_params),
+        TrainerSpec(name="NATIVE_SFT", schemas=("chat",), build=_build, params=_params),
+    ]
+
+
+def _adamw(groups: Any, learning_rate: float, training: Any) -> Any:
+    from graftwork_native.optimizers import adamw
+
+    return adamw(groups, learning_rate, training)
+
+
+def _sgd(groups: Any, learning_rate: float, training: Any) -> Any:
+    from graftwork_native.optimizers import sgd
+
+    return sgd(groups, learning_rate, training)
+
+
+def _adafactor(groups: Any, learning_rate: float, training: Any) -> Any:
+    from graftwork_native.optimizers import adafactor
+
+    return adafactor(groups, learning_rate, training)
+
+
+@hookimpl
+def graftwork_optimizers() -> list[OptimizerSpec]:
+    return [
+        OptimizerSpec(name="adamw", aliases=("adamw_torch", "adamw_torch_fused"), build=_adamw),
+        OptimizerSpec(name="sgd", build=_sgd),
+        OptimizerSpec(name="adafactor", build=_adafactor),
+    ]

@@ -1,0 +1,245 @@
+"""From a train request to what the loop needs: model, tokenizer, data, optimizer. In this order, every time."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftwork.adapters import attach_adapter, load_adapter
+from graftwork.builders import build_model, build_tokenizer
+from graftwork.builders.family import family_of_params
+from graftwork.data.indexed import IndexedLoader
+from graftwork.data.loader import Loader, LoadRequest, describe, load_indexed, load_split, schema_of
+from graftwork.errors import UsageError
+from graftwork.registry import get_registry
+from graftwork.tokenizers import stop_token_ids
+from graftwork_native import precision
+from graftwork_native.evaluation import Prompt, prompts_of
+from graftwork_native.forward import Forward, base_of, plan_forward
+from graftwork_native.optimizers import parameter_groups
+from graftwork_native.params import NativeParams
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedTokenizerFast
+
+    from graftwork.config import DatasetSplitParams, ModelParams, RunConfig
+    from graftwork.train import TrainRequest
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_LENGTH = 2048
+"""Tokens of a block where nothing says otherwise and the model could take more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Everything the loop works with. ``loaded_dtype`` is what the model was in before its float32 masters."""
+
+    model: nn.Module
+    forward: Forward
+    tokenizer: PreTrainedTokenizerFast
+    stop_ids: frozenset[int]
+    loader: Loader
+    validation: IndexedLoader | None
+    prompts: list[Prompt]
+    optimizer: torch.optim.Optimizer
+    total_steps: int
+    loaded_dtype: torch.dtype
+    facts: dict[str, Any]
+
+
+def set_up(request: TrainRequest) -> Parts:
+    """Data first: its mistakes are found before the model is loaded, which takes longest."""
+    config, params = request.config, request.params
+    assert isinstance(params, NativeParams)
+    check_schema(config)
+    tokenizer = build_tokenizer(config.model)
+    stop_ids = stop_token_ids(tokenizer, family=family_of_params(config.model))
+    loader = load_split(load_request(config, config.data.train, tokenizer, stop_ids))
+    validation = load_validation(config, tokenizer, stop_ids)
+    total_steps = count_steps(config, loader)
+    model, loaded_dtype = load_model(config, request.resume_from)
+    forward = plan_forward(model, precision.autocast_dtype(config, device_of(model)), params.layout)
+    optimizer = (
+        get_registry()
+        .optimizers[config.training.optimizer]
+        .build(parameter_groups(model, config.training.weight_decay), config.training.learning_rate, config.training)
+    )
+    facts = {**facts_of(model, forward), "data_train": describe(loader), "total_steps": total_steps}
+    logger.info(
+        "%s; %s; %s", precision.describe(model, forward.autocast_dtype), facts["layout"], f"{total_steps:,} steps"
+    )
+    return Parts(
+        model=model,
+        forward=forward,
+        tokenizer=tokenizer,
+        stop_ids=stop_ids,
+        loader=loader,
+        validation=validation,
+        prompts=choose_prompts(config, params, tokenizer, validation),
+        optimizer=optimizer,
+        total_steps=total_steps,
+        loaded_dtype=loaded_dtype,
+        facts=facts,
+    )
+
+
+def check_schema(config: RunConfig) -> None:
+    """The data must be of a kind that the trainer learns from; NATIVE takes both."""
+    spec = get_registry().trainers[config.training.trainer_type]
+    schema = schema_of(config.data.train)
+    if schema not in spec.schemas:
+        raise UsageError(
+            f"training.trainer_type: {spec.name} trains on {' or '.join(spec.schemas)} data, but data.train holds "
+            f"{schema}; use NATIVE, which goes by the data"
+        )
+
+
+def load_request(
+    config: RunConfig, split: DatasetSplitParams, tokenizer: PreTrainedTokenizerFast, stop_ids: frozenset[int]
+) -> LoadRequest:
+    """How the training split is loaded."""
+    training = config.training
+    return LoadRequest(
+        split=split,
+        tokenizer=tokenizer,
+        max_length=max_length(config, split, tokenizer),
+        stop_ids=stop_ids,
+        seed=training.seed,
+        batch_size=training.per_device_train_batch_size,
+        accumulation=training.gradient_accumulation_steps,
+    )
+
+
+def max_length(config: RunConfig, split: DatasetSplitParams, tokenizer: PreTrainedTokenizerFast) -> int:
+    """The split's, the model section's, or what the tokenizer says its model can take, at most 2048."""
+    if split.max_length or config.model.model_max_length:
+        return split.max_length or config.model.model_max_length or DEFAULT_LENGTH
+    return min(DEFAULT_LENGTH, int(tokenizer.model_max_length))
+
+
+def load_validation(
+    config: RunConfig, tokenizer: PreTrainedTokenizerFast, stop_ids: frozenset[int]
+) -> IndexedLoader | None:
+    """The held-out split, or None where there is none."""
+    training, split = config.training, config.data.validation
+    if not split.datasets:
+        if training.eval_strategy != "no" or training.early_stopping_patience or training.load_best_model_at_end:
+            raise UsageError(
+                "training.eval_strategy: there is nothing to evaluate on; give data.validation.datasets, or set "
+                "eval_strategy: no (and neither early_stopping_patience nor load_best_model_at_end)"
+            )
+        return None
+    return load_indexed(
+        LoadRequest(
+            split=split,
+            tokenizer=tokenizer,
+            max_length=max_length(config, split, tokenizer),
+            stop_ids=stop_ids,
+            seed=training.seed,
+            batch_size=training.per_device_eval_batch_size,
+        )
+    )
+
+
+def count_steps(config: RunConfig, loader: Loader) -> int:
+    """``max_steps``, or the steps in ``num_train_epochs``."""
+    if config.training.max_steps > 0:
+        return config.training.max_steps
+    if not isinstance(loader, IndexedLoader):
+        raise UsageError("training.max_steps: data that is streamed has no known end; say how many steps to train")
+    return loader.count_steps(config.training.num_train_epochs)
+
+
+def load_model(config: RunConfig, checkpoint: Path | None) -> tuple[nn.Module, torch.dtype]:
+    """The model in training mode with float32 masters, from a checkpoint where the run goes on from one.
+
+    Also the type that it was loaded in.
+    """
+    quantization = config.peft if config.training.use_peft and config.peft.q_lora else None
+    full = checkpoint is not None and not config.training.use_peft
+    model: Any = build_model(at_checkpoint(config.model, checkpoint) if full else config.model, quantization)
+    loaded_dtype = model.dtype
+    if config.training.use_peft:
+        model = load_adapter(model, checkpoint, trainable=True) if checkpoint else attach(model, config)
+    if config.model.torch_dtype == "auto":
+        precision.use_float32_masters(model)
+    if config.training.enable_gradient_checkpointing:
+        checkpoint_gradients(model, config)
+    if config.training.compile:
+        base_of(model).compile()
+    return model.train(), loaded_dtype
+
+
+def at_checkpoint(params: ModelParams, checkpoint: Path | None) -> ModelParams:
+    """The same model with the weights of a checkpoint, whose own configuration says all about it."""
+    changes = {
+        "model_name": str(Path(checkpoint or "").absolute()),
+        "load_pretrained_weights": True,
+        "model_kwargs": {},
+    }
+    return params.model_copy(update=changes)
+
+
+def attach(model: Any, config: RunConfig) -> Any:
+    """A fresh adapter; one that ``model.adapter_model`` brought is trained on."""
+    if config.model.adapter_model:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name or "modules_to_save" in name)
+        return model
+    return attach_adapter(model, config.peft, family=config.model.family)
+
+
+def checkpoint_gradients(model: Any, config: RunConfig) -> None:
+    """Recompute each layer on the way back instead of keeping its activations."""
+    options = {"use_reentrant": False, **config.training.gradient_checkpointing_kwargs}
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    if config.training.use_peft:
+        model.enable_input_require_grads()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter is."""
+    return next(model.parameters()).device
+
+
+def choose_prompts(
+    config: RunConfig, params: NativeParams, tokenizer: PreTrainedTokenizerFast, validation: IndexedLoader | None
+) -> list[Prompt]:
+    """The prompts of the report: those that were asked for, else the first of the validation split."""
+    documents = schema_of(config.data.train) == "text"
+    if params.sample_prompts:
+        return [
+            Prompt(text=text, input_ids=encode_prompt(text, tokenizer, documents)) for text in params.sample_prompts
+        ]
+    if validation is None:
+        return []
+    return prompts_of(validation.rows(), tokenizer, params.sample_count, documents=documents)
+
+
+def encode_prompt(text: str, tokenizer: PreTrainedTokenizerFast, documents: bool) -> tuple[int, ...]:
+    """A text to go on with, or a question through the chat template."""
+    if documents:
+        return tuple(tokenizer(text).input_ids)
+    from graftwork.chat import render_chat
+
+    rendered = render_chat(
+        [{"role": "user", "content": text}], template=None, tokenizer=tokenizer, add_generation_prompt=True
+    )
+    return tuple(tokenizer(rendered, add_special_tokens=False).input_ids)
+
+
+def facts_of(model: nn.Module, forward: Forward) -> dict[str, Any]:
+    """What ``run.json`` says of the model."""
+    parameters = list(model.parameters())
+    return {
+        "num_parameters": sum(parameter.numel() for parameter in parameters),
+        "trained_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        "device": str(forward.device),
+        "dtype": precision.describe(model, forward.autocast_dtype),
+        "layout": "rows of segments" if forward.layout == "segments" else "padded batches",
+    }
