@@ -36,7 +36,7 @@ def attach_adapter(model: PreTrainedModel, peft: PeftParams, *, family: str | No
         raise UsageError("this model has an adapter already: train that one (adapter_model) or merge it first")
     config = lora_config(model, peft, family=family)
     _check_trainable(model, peft)
-    with _explained("the adapter"):
+    with explained("the adapter"):
         adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     _log_counts(adapted, f"LoRA of rank {peft.lora_r} on {', '.join(sorted(config.target_modules))}")
     return adapted
@@ -49,7 +49,7 @@ def load_adapter(model: PreTrainedModel, path: Path | str, trainable: bool = Fal
     """
     folder = Path(path)
     check_base(folder, model)
-    with _explained(f"adapter {folder}"):
+    with explained(f"adapter {folder}"):
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable, autocast_adapter_dtype=True)
     check_shapes(folder, adapted)
     if trainable:
@@ -112,16 +112,17 @@ def _log_counts(model: Any, what: str) -> None:
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def explained(what: str, failure: str = "does not fit this model") -> Iterator[None]:
     """Turns PEFT's errors into :class:`ModelError` and its warnings into log lines."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warnings.simplefilter("ignore", FutureWarning)
-        # PEFT sets this itself for GPT-2's transposed layers, and says so each time
+        # Said by PEFT about what is meant: GPT-2's transposed layers, and layers that merge one by one
+        warnings.filterwarnings("ignore", message="All adapters are already merged")
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         try:
             yield
         except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
-            raise ModelError(f"{what} does not fit this model: {' '.join(str(error).split())[:600]}") from error
+            raise ModelError(f"{what} {failure}: {' '.join(str(error).split())[:600]}") from error
     for warning in caught:
         logger.warning("%s: %s", what, " ".join(str(warning.message).split()))

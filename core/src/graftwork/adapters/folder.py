@@ -78,7 +78,7 @@ def check_base(path: Path, model: Any) -> None:
     two files' contents cannot be compared, that is said in one line.
     """
     recorded, given = recorded_base(path), getattr(model, "name_or_path", "") or None
-    if recorded is None or given is None or recorded == given:
+    if recorded is None or given is None or given in {recorded, str(path)}:
         return
     same = _same_model(recorded, given)
     if same is False:
@@ -107,7 +107,7 @@ def _same_model(recorded: str, given: str) -> bool | None:
 
 def _weights(folder: Path) -> list[tuple[str, int, bytes]]:
     """Each weight file by name, size and its first and last 64 KiB: the header, and weights that training changes."""
-    return [(file.name, file.stat().st_size, _ends(file)) for file in sorted(folder.glob("*.safetensors"))]
+    return [(file.name, file.stat().st_size, _ends(file)) for file in sorted(folder.glob("model*.safetensors"))]
 
 
 def _ends(file: Path) -> bytes:

@@ -6,18 +6,18 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
-from graftwork.adapters.attach import load_adapter
+from graftwork.adapters.attach import explained, load_adapter
 from graftwork.adapters.folder import adapter_folder, base_of_adapter
-from graftwork.builders.dtype import checkpoint_dtype
+from graftwork.builders.model import load_as_stored
 from graftwork.errors import GraftworkError, UsageError
-from graftwork.sources import hub, locate, resolve
-from graftwork.sources.local import read_config
+from graftwork.sources import hub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ def merge_adapter(
     """
     target = _new_folder(output_dir) if output_dir is not None else None
     adapted, origins = _adapted(model_or_path, adapter)
-    merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    merged = _merged(adapted)
     if target is not None:
         with _complete_folder(target) as folder:
             merged.save_pretrained(folder)
@@ -71,22 +71,28 @@ def _adapted(model_or_path: PreTrainedModel | str | Path, adapter: str | Path | 
         folder = adapter_folder(adapter)
         return load_adapter(model_or_path, folder), [folder, *_folders_of(model_or_path)]
     folder = adapter_folder(adapter if adapter is not None else model_or_path)
-    base = _load_base(resolve(str(model_or_path)).name if adapter is not None else base_of_adapter(folder).name)
+    base = load_as_stored(str(model_or_path) if adapter is not None else base_of_adapter(folder).name)
     return load_adapter(base, folder), [folder, *_folders_of(base)]
 
 
-def _load_base(name: str) -> PreTrainedModel:
-    """The base in its checkpoint's dtype; a float16 one in float32, so that the sum is rounded once, when saved."""
-    from graftwork.builders.model import build_model
-    from graftwork.config import ModelParams
+def _merged(adapted: Any) -> PreTrainedModel:
+    """The base with the adapter added: each half-precision weight in float32, so that the sum is rounded once."""
+    with explained("the adapter", "cannot be merged"), torch.no_grad():
+        for module in adapted.modules():
+            if isinstance(module, BaseTunerLayer):
+                _merge_layer(module)
+        merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    return merged
 
-    model = build_model(ModelParams(model_name=name, device_map="cpu", torch_dtype=_merge_dtype(locate(resolve(name)))))
-    return cast("PreTrainedModel", model)
 
-
-def _merge_dtype(folder: Path) -> Any:
-    dtype = checkpoint_dtype(read_config(folder), folder)
-    return "float32" if dtype is torch.float16 else "auto"
+def _merge_layer(layer: Any) -> None:
+    weight = layer.get_base_layer().weight
+    if weight.dtype not in {torch.bfloat16, torch.float16} or layer.merged:
+        return
+    stored, weight.data = weight.dtype, weight.data.float()
+    layer.merge(safe_merge=True)
+    weight = layer.get_base_layer().weight
+    weight.data = weight.data.to(stored)
 
 
 def _folders_of(model: PreTrainedModel) -> list[Path]:

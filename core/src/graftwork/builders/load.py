@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +17,6 @@ from graftwork.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -66,9 +67,9 @@ def load(cls: type[PreTrainedModel], path: Path, **keywords: Any) -> PreTrainedM
         raise ModelError(
             f'model {path}: torch.device("meta") builds without weights: set load_pretrained_weights=False'
         )
-    with _explained(f"model {path}"), _quiet():
+    with _explained(f"model {path}"), _quiet(), _without_adapter(path) as folder:
         model, info = cls.from_pretrained(
-            path, output_loading_info=True, **{key: value for key, value in keywords.items() if value is not None}
+            folder, output_loading_info=True, **{key: value for key, value in keywords.items() if value is not None}
         )
     _check_loaded(info, path)
     loaded: PreTrainedModel = model
@@ -97,6 +98,19 @@ def _explained(what: str) -> Iterator[None]:
     except (ValueError, OSError, RuntimeError, ImportError, KeyError) as error:
         text = " ".join(str(error).split())
         raise ModelError(f"{what} cannot be built: {text[:600]}") from error
+
+
+@contextmanager
+def _without_adapter(path: Path) -> Iterator[Path]:
+    """``path``, or a view of it without the adapter that lies beside the base: transformers would put that on."""
+    if not (path / "adapter_config.json").is_file():
+        yield path
+        return
+    with TemporaryDirectory() as view:
+        for file in path.iterdir():
+            if not file.name.startswith("adapter_"):
+                (Path(view) / file.name).symlink_to(file.absolute())
+        yield Path(view)
 
 
 @contextmanager

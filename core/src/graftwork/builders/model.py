@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from graftwork.builders.attention import check_attention
@@ -16,6 +17,7 @@ from graftwork.builders.length import check_length
 from graftwork.builders.load import fresh, load, model_class
 from graftwork.builders.model_config import config_of_folder, config_of_values
 from graftwork.builders.quantize import choose_quantizer, quantizer_options
+from graftwork.config import ModelParams
 from graftwork.errors import ModelError, UsageError
 from graftwork.registry import get_registry
 from graftwork.sources import ResolvedModel, locate, resolve
@@ -25,10 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import torch
     from torch import nn
 
-    from graftwork.config import ModelParams, PeftParams
+    from graftwork.config import PeftParams
     from graftwork.specs import ModelFamily, Preset, QuantizerSpec
 
 logger = logging.getLogger("graftwork.model")
@@ -89,6 +90,18 @@ def build_model(params: ModelParams, peft_params: PeftParams | None = None, **mo
     freeze_layers(model, params.freeze_layers, family)
     if params.compile:
         model.compile()
+    return model
+
+
+def load_as_stored(name: str) -> PreTrainedModel:
+    """A checkpoint on the CPU in the precision that it is in, also float16: to be changed and saved, not run."""
+    params = ModelParams(model_name=name, device_map=None)
+    source = resolve(name)
+    _check_weights(params, source)
+    config, family, path = _configured(params, source)
+    dtype = checkpoint_dtype(read_config(path), path) if path is not None else torch.float32
+    model: PreTrainedModel = _build(BuildRequest(params=params, config=config, path=path, dtype=dtype), family)
+    _remember_source(model, source)
     return model
 
 
