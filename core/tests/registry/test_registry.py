@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,10 @@ BREAKAGES = {
         "@hookimpl\ndef graftwork_trainers(): return TrainerSpec(name='t', build=None, schemas=())",
         "it must return an iterable of TrainerSpec, and returned TrainerSpec",
     ),
+    "returns a mapping": (
+        "@hookimpl\ndef graftwork_trainers(): return {'t': TrainerSpec(name='t', build=None, schemas=())}",
+        "it must return an iterable of TrainerSpec, and returned dict",
+    ),
     "wrong record": (
         "@hookimpl\ndef graftwork_trainers(): return [SourceSpec(name='s', fetch=None)]",
         "SourceSpec(name='s', fetch=None, aliases=()) is no TrainerSpec",
@@ -95,6 +100,10 @@ BREAKAGES = {
     "unusable name": (
         "@hookimpl\ndef graftwork_model_families(): return [ModelFamily(name='a:b')]",
         "'a:b' cannot be the name of a model family: a text without spaces or colons can",
+    ),
+    "name of two words": (
+        "@hookimpl\ndef graftwork_sources(): return [SourceSpec(name='a', aliases=('b c',), fetch=None)]",
+        "'b c' cannot be the name of a source: a text without spaces or colons can",
     ),
     "name twice": (
         "@hookimpl\ndef graftwork_sources():\n    yield SourceSpec(name='a', fetch=None)\n"
@@ -128,13 +137,17 @@ def test_ctrl_c_while_plugins_are_imported_is_not_swallowed(site: Any) -> None:
 
 
 def test_a_failing_hook_takes_everything_of_its_plugin_out_of_use(site: Any) -> None:
-    site.add("graftwork-half", GOOD + "@hookimpl\ndef graftwork_trainers(): raise RuntimeError('late')\n")
+    listens = "heard = []\n@hookimpl\ndef graftwork_checkpoint_saved(step): heard.append(step)\n"
+    site.add("graftwork-half", GOOD + listens + "@hookimpl\ndef graftwork_trainers(): raise RuntimeError('late')\n")
     registry = site.registry()
+    registry.events.checkpoint_saved(None, 1, Path())
     families = registry.families
     assert families["good"].name == "Good"
     assert list(registry.trainers) == []
     with pytest.raises(UnknownNameError, match=r"half \(graftwork-half 1.0\) might, but is broken: graftwork_trainers"):
         families["good"]
+    registry.events.checkpoint_saved(None, 2, Path())
+    assert sys.modules["fake_graftwork_half_half"].heard == [1]
 
 
 def test_hooks_are_called_once_and_only_when_their_kind_is_looked_up(site: Any) -> None:
@@ -366,7 +379,9 @@ def test_the_registry_is_built_once_and_holds_the_core(process_registry: None) -
 def test_threads_share_one_registry_and_call_each_hook_once(
     site: Any, process_registry: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site.add("graftwork-lazy", "calls = []\n" + GOOD.replace("    return", "    calls.append(1)\n    return"))
+    # Sleeping for no time hands over to the next thread, in the middle of the hook.
+    slow = "    calls.append(1)\n    for _ in range(200): time.sleep(0)\n    return"
+    site.add("graftwork-lazy", "import time\ncalls = []\n" + GOOD.replace("    return", slow))
     monkeypatch.setattr(registry_module, "Registry", site.registry)
     with ThreadPoolExecutor(8) as pool:
         registries = list(pool.map(lambda _: get_registry().families["good"] and get_registry(), range(64)))

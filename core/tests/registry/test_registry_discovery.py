@@ -152,7 +152,9 @@ def test_nobody_takes_the_name_of_the_cores_own_plugin(site: Any) -> None:
     ]
 
 
-@pytest.mark.parametrize("stale", [{"info": "egg-info", "version": "0.9"}, {"version": "0.9"}, {"info": "egg-info"}])
+@pytest.mark.parametrize(
+    "stale", [{"info": "egg-info", "version": "0.9"}, {"version": "0.9"}, {"info": "egg-info", "version": "2.0"}]
+)
 def test_a_stale_description_of_the_same_distribution_is_no_clash(site: Any, stale: dict[str, str]) -> None:
     site.add("graftwork-one", FAMILY.format("one"), version="1.0")
     site.add("graftwork_One", entry_points={"one": "not_there", "gone": "not_there"}, **stale)

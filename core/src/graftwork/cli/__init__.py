@@ -94,7 +94,6 @@ def _debug(_ctx: click.Context, _param: click.Parameter, value: bool) -> None:
 @click.option(
     "--debug",
     is_flag=True,
-    is_eager=True,
     expose_value=False,
     envvar="GRAFTWORK_DEBUG",
     callback=_debug,
