@@ -39,7 +39,7 @@ def graftwork_optimizers():
 """
 
 RUN = """\
-model: {model_name: toy_1b}
+model: {model_name: ./model}
 data:
   train:
     datasets:
@@ -55,6 +55,7 @@ def run_yaml(install_plugin, monkeypatch, tmp_path):
     monkeypatch.setenv("GRAFTWORK_PLUGINS", "builtin,toy")
     monkeypatch.chdir(tmp_path)
     install_plugin(PLUGIN)
+    (tmp_path / "model").mkdir()
     (tmp_path / "rows.txt").write_text("text")
     (tmp_path / "run.yaml").write_text(RUN)
     return tmp_path / "run.yaml"
@@ -71,14 +72,14 @@ def graft(capsys):
 
 
 def test_validate_says_in_one_line_what_would_run(graft):
-    assert graft("validate", "run.yaml") == (0, "run.yaml: valid; NATIVE trains all weights of toy_1b on text\n", "")
+    assert graft("validate", "run.yaml") == (0, "run.yaml: valid; NATIVE trains all weights of ./model on text\n", "")
 
 
 def test_validate_takes_overrides_of_both_forms(graft):
     words = ["--training.use_peft", "true", "training.max_steps=-1", "--training.seed=3", "--training.max_steps", "-1"]
     assert graft("validate", "run.yaml", *words)[:2] == (
         0,
-        "run.yaml: valid; NATIVE trains an adapter of toy_1b on text\n",
+        "run.yaml: valid; NATIVE trains an adapter of ./model on text\n",
     )
 
 
@@ -142,7 +143,7 @@ def test_init_writes_what_is_valid_once_its_two_blanks_are_filled(graft, trainer
     code, out, _ = graft("init", "--trainer", trainer, "--output", "fresh.yaml")
     said = "fresh.yaml: fill in model_name and dataset_path, then run: graft config validate fresh.yaml\n"
     assert (code, out) == (0, said)
-    config = load_config("fresh.yaml", ["model.model_name=toy_1b", "data.train.datasets.0.dataset_path=rows.txt"])
+    config = load_config("fresh.yaml", ["model.model_name=./model", "data.train.datasets.0.dataset_path=rows.txt"])
     assert (config.training.trainer_type, config.data.train.datasets[0].dataset_name) == (trainer, reader)
 
 
@@ -151,7 +152,7 @@ def test_the_comments_of_init_are_the_defaults(graft, run_yaml):
     lines = run_yaml.with_name("fresh.yaml").read_text().splitlines()[2:]
     bare = [re.sub(r"^( *)# ( *\w+:)", r"\1\2", line) for line in lines]
     run_yaml.with_name("bare.yaml").write_text("\n".join(bare))
-    filled = ["model.model_name=toy_1b", "data.train.datasets.0.dataset_path=rows.txt"]
+    filled = ["model.model_name=./model", "data.train.datasets.0.dataset_path=rows.txt"]
     explicit, short = load_config("bare.yaml", filled), load_config("fresh.yaml", filled)
     assert explicit.where("training.adam_epsilon").startswith("bare.yaml:")
     assert explicit.training.trainer_kwargs == {"beam": 3}

@@ -45,7 +45,9 @@ def graftwork_trainers():
         TrainerSpec(
             name="NATIVE", aliases=("OUMI",), schemas=("text", "chat"), build=None, params=lambda: TrainerParams
         ),
-        TrainerSpec(name="TOY_SFT", schemas=("chat",), build=None, ignored_fields=("training.adam_beta1",)),
+        TrainerSpec(
+            name="TOY_SFT", schemas=("chat",), build=None, ignored_fields=("training.adam_beta1", "data.train.pack")
+        ),
         TrainerSpec(name="TOY_BROKEN", schemas=("chat",), build=None, params=broken),
     ]
 
@@ -69,17 +71,18 @@ def graftwork_collators():
 
 @pytest.fixture(autouse=True)
 def workplace(install_plugin, monkeypatch, tmp_path) -> Path:
-    """An empty working directory with one data file, and exactly two plugins: the core's own and the toy."""
+    """A folder with an (empty) model and one data file, and exactly two plugins: the core's own and the toy."""
     monkeypatch.setenv("GRAFTWORK_PLUGINS", "builtin,toy")
     monkeypatch.chdir(tmp_path)
     install_plugin(PLUGIN)
+    (tmp_path / "model").mkdir()
     (tmp_path / "rows.jsonl").write_text('{"messages": []}\n')
     return tmp_path
 
 
 MINIMAL = """\
 model:
-  model_name: toy_1b
+  model_name: ./model
 data:
   train:
     datasets:

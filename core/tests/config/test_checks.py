@@ -29,7 +29,9 @@ VALIDATION = ("data.validation.datasets.0.dataset_name=text_sft", "data.validati
         (["model.tokenizer_impl=hff"], "there is no tokenizer implementation 'hff'; did you mean hf?"),
         (["model.chat_template=chatmll"], "there is no chat template 'chatmll'; did you mean chatml?"),
         (["model.chat_template=./no.jinja"], "chat template no.jinja: there is no such file"),
-        (["model.model_name=./nowhere"], "nowhere"),
+        (["model.model_name=./nowhere"], "model ./nowhere: there is no folder "),
+        (["model.tokenizer_name=./nowhere"], "model ./nowhere: there is no folder "),
+        (["model.adapter_model=./nowhere"], "model ./nowhere: there is no folder "),
         (["data.train.collator_name=dpo_with_padding"], "there is no collator 'dpo_with_padding'"),
         (["peft.quantizer=toy4", "training.use_peft=true"], "there is no quantizer 'toy4'; did you mean toy8?"),
     ],
@@ -49,7 +51,6 @@ def test_a_name_that_nobody_declares(minimal, overrides, said):
         "model.chat_template='{{ messages }}'",
         "model.chat_template=auto",
         "model.model_name=org/name",
-        "model.model_name=preset:toy_1b",
         "data.train.collator_name=text_with_padding",
         "data.train.datasets.0.dataset_name=TEXT_SFT_JSONL",
     ],
@@ -77,6 +78,7 @@ def test_a_name_in_any_case_and_by_every_spelling(minimal, override):
         ),
         (["peft.quantizer_kwargs={a: 1}"], "options of which quantizer? Set peft.quantizer, or peft.q_lora"),
         (["training.trainer_type=TOY_SFT", "training.adam_beta1=0.8"], "the trainer TOY_SFT cannot honour it"),
+        (["training.trainer_type=TOY_SFT", "data.train.pack=true"], "data.train.pack=true: the trainer TOY_SFT cannot"),
     ],
 )
 def test_options_of_a_plugin(minimal, overrides, said):
@@ -127,6 +129,13 @@ def test_an_ignored_field_at_its_default_is_no_mistake(minimal):
         (["training.resume_from_checkpoint=nowhere"], "there is no such folder in "),
         (["training.output_dir=rows.jsonl"], "is a file; name a folder"),
         (["data.train.datasets.0.dataset_path=null"], "missing; text_sft reads a file or folder"),
+        (["data.train.datasets.0.split=test"], "files have no split; remove it, and name in dataset_path"),
+        (["data.train.datasets.0.subset=en"], "files have no subset; remove it, and name in dataset_path"),
+        (
+            ["model.model_name=toy_1b", "model.tokenizer_name=./model"],
+            "a preset is an architecture without weights; set",
+        ),
+        (["model.model_name=preset:toy_1b", "model.load_pretrained_weights=false"], "a preset has no tokenizer; set"),
         (["data.train.datasets.0.dataset_path=row.jsonl"], "there is no such file or folder in "),
         (["data.train.datasets.0.dataset_path=row.jsonl"], "; did you mean rows.jsonl?"),
         (["model.peft_params={lora_r: 4}", "peft.lora_r=5"], "differs from the section peft; keep one"),
@@ -135,6 +144,11 @@ def test_an_ignored_field_at_its_default_is_no_mistake(minimal):
 def test_settings_that_contradict(minimal, overrides, said):
     (problem,) = problems(minimal, *overrides)
     assert said in problem
+
+
+def test_a_preset_with_fresh_weights_and_a_tokenizer_is_complete(minimal):
+    fresh = ("model.load_pretrained_weights=false", "model.tokenizer_name=./model")
+    assert problems(minimal, "model.model_name=toy_1b", *fresh) == []
 
 
 def test_one_proportion_asks_for_all(minimal):
@@ -162,7 +176,7 @@ def test_quantizers_take_the_fields_of_peft_that_they_have(minimal):
 
 def test_a_configuration_built_in_python_is_checked_the_same_way():
     config = RunConfig(
-        model={"model_name": "toy_1b"},
+        model={"model_name": "./model"},
         data={"train": {"datasets": [{"dataset_name": "text", "dataset_path": "gone.txt"}]}},
         training={"eval_strategy": "steps"},
     )

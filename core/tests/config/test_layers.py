@@ -68,9 +68,9 @@ def test_the_item_after_the_last_is_added(minimal):
 
 def test_a_configuration_can_stand_on_the_command_line_alone():
     first = "--data.train.datasets.0"
-    words = f"--model.model_name toy_1b {first}.dataset_name text {first}.dataset_path rows.jsonl"
+    words = f"--model.model_name ./model {first}.dataset_name text {first}.dataset_path rows.jsonl"
     config = load_config(None, words.split(), env={})
-    assert (config.model.model_name, config.data.train.datasets[0].dataset_name) == ("toy_1b", "text")
+    assert (config.model.model_name, config.data.train.datasets[0].dataset_name) == ("./model", "text")
 
 
 def test_an_alias_on_the_command_line_replaces_the_field_in_the_file(workplace, minimal):

@@ -87,7 +87,7 @@ def test_the_message_names_the_file_and_counts(workplace):
 def test_a_mistake_hides_no_other_one_and_makes_none(mistakes):
     """The schedule is wrong, so nothing is said of its options; the proportions are judged all the same."""
     found = mistakes("""\
-        model: {model_name: toy_1b}
+        model: {model_name: ./model}
         data:
           train:
             datasets:
@@ -129,12 +129,12 @@ def test_blocks_and_lists_left_empty_are_as_if_left_out(workplace, minimal):
     ],
 )
 def test_what_nothing_here_does_yet_is_refused_not_ignored(mistakes, line, said):
-    found = mistakes(f"model:\n  model_name: toy_1b\n  {line}\n", "data.train.datasets.0.dataset_name=toy_pairs")
+    found = mistakes(f"model:\n  model_name: ./model\n  {line}\n", "data.train.datasets.0.dataset_name=toy_pairs")
     assert any(said in problem and problem.startswith("3: model.") for problem in found)
 
 
 NEUTRAL = """\
-model: {model_name: toy_1b, enable_liger_kernel: false, shard_for_eval: false}
+model: {model_name: ./model, enable_liger_kernel: false, shard_for_eval: false}
 data:
   train:
     use_async_dataset: false

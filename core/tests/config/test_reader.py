@@ -140,3 +140,17 @@ def test_lines_are_those_of_the_key_also_behind_a_merge():
     assert lines[("y", "a")] == 2
     assert lines[("y", "b")] == 5
     assert lines[("y", "b", 1)] == 7
+
+
+def test_anchors_that_multiply_without_measure_are_refused():
+    values = "".join(f"k{i}: &k{i} [{', '.join([f'*k{i - 1}'] * 10)}]\n" for i in range(1, 9))
+    with pytest.raises(yaml.YAMLError, match="more than 100,000 values; do its anchors repeat each other"):
+        read("k0: &k0 [1]\n" + values)
+    merges = "".join(f"k{i}: &k{i} {{<<: [{', '.join([f'*k{i - 1}'] * 10)}]}}\n" for i in range(1, 9))
+    with pytest.raises(yaml.YAMLError, match="more than 100,000 values; do its anchors repeat each other"):
+        read("k0: &k0 {a: 1}\n" + merges)
+
+
+def test_blocks_within_blocks_without_end_are_refused():
+    with pytest.raises(yaml.YAMLError, match="too many blocks within blocks"):
+        read("[" * 5000)

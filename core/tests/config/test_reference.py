@@ -6,7 +6,7 @@ import pytest
 
 SFT = """\
 model:
-  model_name: toy_1b
+  model_name: ./model
 data:
   train:
     datasets:
@@ -20,7 +20,7 @@ training:
 
 PRETRAINING = """\
 model:
-  model_name: toy_1b
+  model_name: ./model
   load_pretrained_weights: false
 data:
   train:
@@ -36,7 +36,7 @@ training:
 
 RECIPE = """\
 model:
-  model_name: toy_1b
+  model_name: ./model
   model_max_length: 2048
   torch_dtype_str: "bfloat16"
   attn_implementation: "sdpa"
@@ -84,7 +84,7 @@ peft:
 
 VISION = """\
 model:
-  model_name: "toy_1b"
+  model_name: ./model
   chat_template: "chatml"
   freeze_layers: ["vision_encoder"]
 data:
@@ -102,7 +102,7 @@ training:
 
 DPO = """\
 model:
-  model_name: toy_1b
+  model_name: ./model
 data:
   train:
     datasets:

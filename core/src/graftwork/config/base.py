@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     GetCoreSchemaHandler,
@@ -94,6 +96,14 @@ def _choose(value: str, choices: tuple[Any, ...]) -> Any:
             "unknown_choice", "{hint}", {"hint": f"not a choice; {did_you_mean(value, map(str, choices))}"}
         )
     return folded[value.casefold()]
+
+
+def _expand_home(value: str) -> str:
+    return str(Path(value).expanduser()) if value.startswith("~") else value
+
+
+FilePath = Annotated[str, AfterValidator(_expand_home)]
+"""The path of a file or folder as text, with the home folder written out."""
 
 
 def literal_values(annotation: Any) -> Iterator[Any]:

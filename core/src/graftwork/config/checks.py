@@ -26,6 +26,7 @@ def check_all(config: RunConfig) -> list[Problem]:
     """Everything that is wrong with a configuration whose fields are each right by themselves."""
     checks = (
         check_names,
+        _check_preset,
         _check_splits,
         _check_schemas,
         _check_evaluation,
@@ -34,6 +35,24 @@ def check_all(config: RunConfig) -> list[Problem]:
         _check_paths,
     )
     return [problem for check in checks for problem in check(config)]
+
+
+def _check_preset(config: RunConfig) -> Iterator[Problem]:
+    """A preset is an architecture: it has neither weights nor a tokenizer."""
+    model, path = config.model, ("model", "model_name")
+    preset = known(get_registry().presets, model.model_name.removeprefix("preset:"))
+    if preset is None:
+        return
+    published = f" ({', '.join(preset.hub_ids)} on the Hub)" if preset.hub_ids else ""
+    if model.load_pretrained_weights:
+        text = (
+            "a preset is an architecture without weights; set model.load_pretrained_weights to false for fresh "
+            f"ones, or name a model that has them{published}"
+        )
+        yield Problem(path=path, value=model.model_name, text=text, related=(("model", "load_pretrained_weights"),))
+    if model.tokenizer_name is None:
+        text = f"a preset has no tokenizer; set model.tokenizer_name to a folder or Hub id{published}"
+        yield Problem(path=path, value=model.model_name, text=text, related=(("model", "tokenizer_name"),))
 
 
 def _check_splits(config: RunConfig) -> Iterator[Problem]:
@@ -64,11 +83,16 @@ def _check_mixture(split: DatasetSplitParams, path: Path) -> Iterator[Problem]:
 def _check_dataset(dataset: DatasetParams, path: Path, config: RunConfig) -> Iterator[Problem]:
     at = (*path, "dataset_path")
     spec = known(get_registry().datasets, dataset.dataset_name)
-    if dataset.dataset_path is None:
-        if spec and spec.needs_path:
-            text = f"missing; {dataset.dataset_name} reads a file or folder"
-            yield Problem(path=at, text=text, related=((*path, "dataset_name"),))
-    elif not FilePath(dataset.dataset_path).exists():
+    related = ((*path, "dataset_name"),)
+    if spec and spec.needs_path:
+        if dataset.dataset_path is None:
+            yield Problem(path=at, text=f"missing; {dataset.dataset_name} reads a file or folder", related=related)
+        for field, neutral in (("subset", None), ("split", "train")):
+            value = getattr(dataset, field)
+            if value != neutral:
+                text = f"files have no {field}; remove it, and name in dataset_path the files of this split"
+                yield Problem(path=(*path, field), value=value, text=text, related=related)
+    if dataset.dataset_path is not None and not FilePath(dataset.dataset_path).exists():
         yield Problem(path=at, value=dataset.dataset_path, text=_not_there(dataset.dataset_path, config.where(at)))
 
 
@@ -166,9 +190,9 @@ def _check_adapter(config: RunConfig) -> Iterator[Problem]:
 def _check_paths(config: RunConfig) -> Iterator[Problem]:
     training = config.training
     resume = training.resume_from_checkpoint
-    if resume is not None and not FilePath(resume).expanduser().is_dir():
+    if resume is not None and not FilePath(resume).is_dir():
         path: Path = ("training", "resume_from_checkpoint")
         yield Problem(path=path, value=resume, text=f"there is no such folder in {FilePath.cwd()}")
-    if FilePath(training.output_dir).expanduser().is_file():
+    if FilePath(training.output_dir).is_file():
         text = "is a file; name a folder, which is made where it is missing"
         yield Problem(path=("training", "output_dir"), value=training.output_dir, text=text)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from graftwork.config.base import Neutral, Params
+from graftwork.config.base import FilePath, Neutral, Params
 
 
 class DatasetParams(Params):
@@ -17,7 +16,7 @@ class DatasetParams(Params):
     ALIASES: ClassVar[Mapping[str, str]] = {"streaming": "stream"}
 
     dataset_name: str = Field(min_length=1, description="Name of the reader: text, text_sft, or a plugin's.")
-    dataset_path: str | None = Field(None, description="File or folder, relative to the working directory.")
+    dataset_path: FilePath | None = Field(None, description="File or folder, relative to the working directory.")
     subset: str | None = Field(None, description="Part of a dataset that has several.")
     split: str = Field("train", description="Split of a dataset that has several.")
     dataset_kwargs: dict[str, Any] = Field(default_factory=dict, description="Options of the reader.")
@@ -35,11 +34,6 @@ class DatasetParams(Params):
     transform_num_workers: Annotated[
         Any, Neutral(None, "auto", instead="remove it: rows are prepared by the trainer")
     ] = Field(None, description="Oumi's; only null or auto.")
-
-    @field_validator("dataset_path", mode="after")
-    @classmethod
-    def _expand_home(cls, value: str | None) -> str | None:
-        return str(Path(value).expanduser()) if value and value.startswith("~") else value
 
 
 class DatasetSplitParams(Params):

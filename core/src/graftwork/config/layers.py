@@ -94,8 +94,8 @@ def read_file(draft: Draft, path: FilePath) -> None:
         raise ConfigError([f"{path}: not YAML: {_one_line(error)}"], source=str(path)) from None
     draft.origins = reader.origins
     draft.problems.extend(reader.problems)
-    if isinstance(data, dict):
-        draft.data = data
+    if data is None or isinstance(data, dict):
+        draft.data = data or {}
     else:
         text = "the top of a configuration is a mapping (model: ..., data: ..., training: ...)"
         draft.problems.append(Problem(path=("<top>",), text=text, origin=Origin(str(path), 1)))

@@ -48,6 +48,7 @@ def check_names(config: RunConfig) -> Iterator[Problem]:
     for name, split in config.data.splits().items():
         yield from _check_split(split, ("data", name))
     yield from _check_training(config.training)
+    yield from _check_ignored(config)
     yield from _check_peft(config.peft)
 
 
@@ -57,11 +58,13 @@ def _check_model(model: ModelParams) -> Iterator[Problem]:
 
     registry = get_registry()
 
-    def name_or_folder(name: str) -> object:
+    def with_revision(name: str) -> object:
         return resolve(name, revision=model.model_revision)
 
     for field, lookup in (
-        ("model_name", name_or_folder),
+        ("model_name", with_revision),
+        ("tokenizer_name", resolve),
+        ("adapter_model", resolve),
         ("family", registry.families.__getitem__),
         ("tokenizer_impl", registry.tokenizers.__getitem__),
         ("chat_template", find_template),
@@ -81,14 +84,19 @@ def _check_training(training: TrainingParams) -> Iterator[Problem]:
     registry = get_registry()
     yield from _check_block(("training",), "trainer", training, registry.trainers, "trainer_type")
     yield from _look_up(("training", "optimizer"), training.optimizer, registry.optimizers.__getitem__)
-    trainer = known(registry.trainers, training.trainer_type)
-    ignored = trainer.ignored_fields if trainer else ()
-    for path in (tuple(field.split(".")) for field in ignored):
-        name = path[-1]
-        if path[0] == "training" and _is_changed(training, name):
-            text = f"the trainer {training.trainer_type} cannot honour it; remove it or choose another trainer_type"
+
+
+def _check_ignored(config: RunConfig) -> Iterator[Problem]:
+    name = config.training.trainer_type
+    trainer = known(get_registry().trainers, name)
+    for path in (tuple(field.split(".")) for field in (trainer.ignored_fields if trainer else ())):
+        section: Any = config
+        for step in path[:-1]:
+            section = getattr(section, step)
+        if _is_changed(section, path[-1]):
+            text = f"the trainer {name} cannot honour it; remove it or choose another trainer_type"
             related = (("training", "trainer_type"),)
-            yield Problem(path=path, value=getattr(training, name), text=text, related=related)
+            yield Problem(path=path, value=getattr(section, path[-1]), text=text, related=related)
 
 
 def _is_changed(params: BaseModel, name: str) -> bool:

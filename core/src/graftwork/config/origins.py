@@ -41,6 +41,10 @@ class Origins:
     def __iter__(self) -> Iterator[tuple[Path, Origin]]:
         return iter(self._places.items())
 
+    def add(self, path: Path, origin: Origin) -> None:
+        """Notes the origin of a value that had none."""
+        self._places[path] = origin
+
     def set(self, path: Path, origin: Origin) -> None:
         """Notes the origin of a value, and forgets those of what lay under it."""
         self.forget(path)

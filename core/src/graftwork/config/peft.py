@@ -26,7 +26,9 @@ class PeftParams(Params):
     lora_modules_to_save: list[str] | None = Field(None, description="Modules trained in full and saved.")
     lora_bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases are trained.")
     lora_init_weights: str = Field("default", description=f"One of {', '.join(_INITS)}.")
-    lora_task_type: str = Field("CAUSAL_LM", description="PEFT's task type.")
+    lora_task_type: Literal[
+        "CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"
+    ] = Field("CAUSAL_LM", description="PEFT's task type.")
     lora_exclude_modules: list[str] | None = Field(None, description="Modules left alone.")
     lora_target_parameters: list[str] | None = Field(None, description="Parameters, for layers without modules.")
     use_dora: bool = Field(False, description="Weight-decomposed LoRA.")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _CORE = "tag:yaml.org,2002:"
 _MERGE = f"{_CORE}merge"
 _KNOWN_TAGS = ("str", "null", "bool", "int", "float", "merge", "seq", "map")
+_MOST_VALUES = 100_000
 _SCALARS = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -64,9 +65,7 @@ def _scalar(node: ScalarNode) -> Any:
 
 def parse_value(text: str) -> Any:
     """The value that ``text`` has as a YAML scalar or flow collection; raises ``yaml.YAMLError``."""
-    node = yaml.compose(text, Loader=CoreSchema)
-    reader = Reader("", None)
-    value = reader.value(node, ()) if node else None
+    value, reader = read_yaml(text, "", None)
     if reader.problems:
         raise yaml.YAMLError(reader.problems[0].text)
     return value
@@ -85,9 +84,11 @@ class Reader:
         self.origins = Origins()
         self.problems: list[Problem] = []
         self._open: list[Node] = []
+        self._count = 0
 
     def value(self, node: Node, path: Path) -> Any:
-        """The data of a node."""
+        """The data of a node. Raises ``yaml.YAMLError`` where anchors multiply it beyond all measure."""
+        self._tally(1)
         if node.tag.removeprefix(_CORE) not in _KNOWN_TAGS:
             self._complain(node, path, f"the tag {node.tag} is not allowed; a configuration is plain data")
             return None
@@ -101,6 +102,11 @@ class Reader:
         self._open.pop()
         return value
 
+    def _tally(self, count: int) -> None:
+        self._count += count
+        if self._count > _MOST_VALUES:
+            raise yaml.YAMLError(f"more than {_MOST_VALUES:,} values; do its anchors repeat each other?")
+
     def _scalar(self, node: ScalarNode, path: Path) -> Any:
         try:
             return _scalar(node)
@@ -110,7 +116,7 @@ class Reader:
 
     def _items(self, node: SequenceNode, path: Path) -> list[Any]:
         for index, item in enumerate(node.value):
-            self.origins.set((*path, index), self._origin(item))
+            self.origins.add((*path, index), self._origin(item))
         return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
 
     def _mapping(self, node: Node, path: Path) -> dict[str, Any]:
@@ -150,6 +156,7 @@ class Reader:
             for key, item in self._pairs(one, path):
                 pairs.extend(self._merged(item, path) if key.tag == _MERGE else [(key, item)])
             self._open.pop()
+        self._tally(len(pairs))
         return pairs
 
     def _put_merged(
@@ -161,7 +168,7 @@ class Reader:
                 self._put(result, name, key, item, path)
 
     def _put(self, result: dict[str, Any], name: str, key: Node, item: Node, path: Path) -> None:
-        self.origins.set((*path, name), self._origin(key))
+        self.origins.add((*path, name), self._origin(key))
         result[name] = self.value(item, (*path, name))
 
     def _duplicate(self, path: Path, first: tuple[str, Node], second: ScalarNode) -> None:
@@ -180,5 +187,8 @@ class Reader:
 def read_yaml(text: str, source: str, model: type[BaseModel] | None) -> tuple[Any, Reader]:
     """The data of a document and the reader that knows its lines; raises ``yaml.YAMLError`` on bad syntax."""
     reader = Reader(source, model)
-    node = yaml.compose(text, Loader=CoreSchema)
-    return (reader.value(node, ()) if node is not None else {}), reader
+    try:
+        node = yaml.compose(text, Loader=CoreSchema)
+        return (reader.value(node, ()) if node is not None else None), reader
+    except RecursionError:
+        raise yaml.YAMLError("too many blocks within blocks") from None

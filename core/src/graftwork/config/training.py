@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from graftwork.config.base import Neutral, Params
+from graftwork.config.base import FilePath, Neutral, Params
 
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "no": "none", "float32": "none", "fp32": "none"}
 
@@ -20,7 +20,7 @@ class TrainingParams(Params):
     trainer_type: str = Field("NATIVE", min_length=1, description="The training method, by name.")
     trainer_kwargs: dict[str, Any] = Field(default_factory=dict, description="Options of the training method.")
     use_peft: bool = Field(False, description="Train an adapter (section peft) instead of all weights.")
-    output_dir: str = Field("output", min_length=1, description="The run folder.")
+    output_dir: FilePath = Field("output", min_length=1, description="The run folder.")
     run_name: str | None = Field(None, description="Name of the run in reports.")
     seed: int = Field(42, ge=0, description="Seed of everything random in the run.")
 
@@ -66,7 +66,7 @@ class TrainingParams(Params):
         None, ge=1, description="Stop after this many evaluations without gain."
     )
     early_stopping_threshold: float = Field(0.0, ge=0, description="What counts as a gain.")
-    resume_from_checkpoint: str | None = Field(None, description="Folder of the checkpoint to go on from.")
+    resume_from_checkpoint: FilePath | None = Field(None, description="Folder of the checkpoint to go on from.")
     try_resume_from_last_checkpoint: bool = Field(False, description="Go on from the last checkpoint, if any.")
 
     logging_strategy: Literal["steps", "epoch", "no"] = Field("steps", description="When to log metrics.")
