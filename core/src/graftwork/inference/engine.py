@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,15 @@ class TextStream(Iterator[str], Protocol):
 class Engine(Protocol):
     """One way to run a model."""
 
+    @property
+    def context_length(self) -> int | None:
+        """How many tokens prompt and completion may have together; None where the model does not say."""
+        ...
+
+    def count(self, prompt: Prompt) -> int:
+        """How many tokens a prompt has, with its template."""
+        ...
+
     def generate(
         self, prompts: Sequence[Prompt], params: GenerationParams, *, first_index: int = 0
     ) -> list[Completion]:
@@ -117,26 +127,39 @@ def loaded_model(
 ) -> LoadedModel:
     """A model and a tokenizer that are there already, with the template and stop tokens that belong to them."""
     from graftwork.chat import find_template
-    from graftwork.tokenizers.special import stop_token_ids
+    from graftwork.tokenizers.special import stop_token_ids, token_id
 
-    has_template = bool(params.chat_template or tokenizer.chat_template)
-    template = find_template(params.chat_template, tokenizer, family) if has_template else None
-    stop_texts = template.stop if template else ()
+    template = find_template(tokenizer.chat_template) if _knows_chat(params) else None
+    texts = template.stop if template else ()
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         family=family,
         path=Path(params.model_name) if Path(params.model_name).is_dir() else None,
         stop_token_ids=stop_token_ids(
-            tokenizer,
-            family=family,
-            template=template.source if template else None,
-            generation_config=getattr(model, "generation_config", None),
+            tokenizer, family=family, template=template, generation_config=model.generation_config
         ),
         chat_template=template.source if template else None,
-        stop_strings=tuple(text for text in stop_texts if tokenizer.convert_tokens_to_ids(text) is None),
+        stop_strings=tuple(text for text in texts if token_id(tokenizer, text) is None),
         template_variables=params.chat_template_kwargs,
     )
+
+
+def _knows_chat(params: ModelParams) -> bool:
+    """Whether a template was asked for or saved with the model: one that only fits its vocabulary is no sign that
+    the model was trained on conversations.
+    """
+    from graftwork.builders.tokenizer import tokenizer_folder
+
+    return params.chat_template is not None or has_template(tokenizer_folder(params))
+
+
+def has_template(folder: Path) -> bool:
+    """Whether a tokenizer's files bring a chat template."""
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    config = folder / "tokenizer_config.json"
+    return config.is_file() and bool(json.loads(config.read_text("utf-8")).get("chat_template"))
 
 
 def _params(model: str | ModelParams, changes: Mapping[str, Any]) -> ModelParams:

@@ -60,16 +60,22 @@ def render_prompt(messages: Sequence[Message] | Sequence[Mapping[str, Any]], loa
     from graftwork.chat import render_chat
 
     if loaded.chat_template is None:
-        raise ModelError(
-            f"{loaded.path or 'this model'} has no chat template, so a conversation cannot be rendered for it: "
-            "give --chat-template NAME (model.chat_template), or a prompt instead of messages"
-        )
+        raise ModelError(without_template(loaded))
     return render_chat(
         messages,
         template=loaded.chat_template,
         tokenizer=loaded.tokenizer,
         add_generation_prompt=True,
         **loaded.template_variables,
+    )
+
+
+def without_template(loaded: LoadedModel) -> str:
+    """What to say where a conversation is asked of a model that brings no template."""
+    name = loaded.family.chat_template or "NAME"
+    return (
+        f"{loaded.path or 'the model'} has no chat template saved with it, so it was hardly trained to answer: "
+        f"prompt it with a text to go on from (graft generate), or give --chat-template {name}"
     )
 
 

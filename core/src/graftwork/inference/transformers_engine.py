@@ -34,6 +34,16 @@ class TransformersEngine:
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
 
+    @property
+    def context_length(self) -> int | None:
+        """See :class:`graftwork.inference.engine.Engine`."""
+        length = getattr(self.loaded.model.config.get_text_config(), "max_position_embeddings", None)
+        return length if isinstance(length, int) and length > 0 else None
+
+    def count(self, prompt: Prompt) -> int:
+        """See :class:`graftwork.inference.engine.Engine`."""
+        return len(encode_prompt(prompt, self.loaded).ids)
+
     def generate(
         self, prompts: Sequence[Prompt], params: GenerationParams, *, first_index: int = 0
     ) -> list[Completion]:
@@ -60,7 +70,7 @@ class TransformersEngine:
 
     def _encode(self, prompt: Prompt) -> EncodedPrompt:
         encoded = encode_prompt(prompt, self.loaded)
-        context = context_length(self.loaded.model)
+        context = self.context_length
         if context is not None and len(encoded.ids) >= context:
             raise ModelError(
                 f"the prompt has {len(encoded.ids)} tokens and the model's context is {context}, which leaves no "
@@ -82,7 +92,7 @@ class TransformersEngine:
 
     def _room(self, prompt: EncodedPrompt, params: GenerationParams) -> int:
         """How many new tokens fit."""
-        context = context_length(self.loaded.model)
+        context = self.context_length
         return params.max_new_tokens if context is None else min(params.max_new_tokens, context - len(prompt.ids))
 
     def _run(
@@ -182,17 +192,12 @@ def _push_all(rows: Sequence[Row], token_ids: Sequence[Sequence[int]]) -> None:
             row.push(token_id)
 
 
-def context_length(model: Any) -> int | None:
-    """How many positions the model has; None where its configuration does not say."""
-    config = model.config.get_text_config()
-    length = getattr(config, "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
-
-
 def _accepts_mask(model: Any) -> bool:
-    """Whether padding can be masked. A model of one's own may not know ``attention_mask``."""
-    parameters = inspect.signature(model.forward).parameters
-    return "attention_mask" in parameters
+    """Whether padding can be masked. A model of one's own may not know ``attention_mask``; PEFT's wrapper of it
+    would take one and fail.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "attention_mask" in inspect.signature(inner.forward).parameters
 
 
 def _seed(params: GenerationParams) -> int:
