@@ -51,7 +51,7 @@ def builders(
     def build() -> PreTrainedModel:
         return fresh_model(preset.config())
 
-    def lora(  # noqa: PLR0913, PLR0917 (torchtune's signature)
+    def lora(
         lora_attn_modules: Sequence[LoraModule],
         apply_lora_to_mlp: bool = False,
         apply_lora_to_output: bool = False,
@@ -72,7 +72,7 @@ def builders(
         )
         return lora_model(preset.config(), peft)
 
-    def lora_with_dropout(  # noqa: PLR0913, PLR0917 (torchtune's signature)
+    def lora_with_dropout(
         lora_attn_modules: Sequence[LoraModule],
         apply_lora_to_mlp: bool = False,
         apply_lora_to_output: bool = False,
@@ -124,7 +124,7 @@ def lora_model(config: PretrainedConfig, peft: PeftParams) -> PeftModel:
     return attach_adapter(model, peft).train()
 
 
-def lora_params(  # noqa: PLR0913 (torchtune's signature)
+def lora_params(
     lora_attn_modules: Sequence[str],
     apply_lora_to_mlp: bool = False,
     apply_lora_to_output: bool = False,

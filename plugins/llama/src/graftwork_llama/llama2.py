@@ -20,7 +20,7 @@ llama2_13b, lora_llama2_13b, qlora_llama2_13b = builders(LLAMA2_13B, positional_
 llama2_70b, lora_llama2_70b, qlora_llama2_70b = builders(LLAMA2_70B, positional_dropout=True)
 
 
-def llama2(  # noqa: PLR0913, PLR0917 (torchtune's signature)
+def llama2(  # noqa: PLR0913 (torchtune's signature)
     vocab_size: int,
     num_layers: int,
     num_heads: int,

@@ -19,7 +19,7 @@ llama3_8b, lora_llama3_8b, qlora_llama3_8b = builders(LLAMA3_8B)
 llama3_70b, lora_llama3_70b, qlora_llama3_70b = builders(LLAMA3_70B)
 
 
-def llama3(  # noqa: PLR0913, PLR0917 (torchtune's signature)
+def llama3(  # noqa: PLR0913 (torchtune's signature)
     vocab_size: int,
     num_layers: int,
     num_heads: int,
