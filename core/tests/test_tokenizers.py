@@ -120,6 +120,32 @@ def test_no_tokenizer_in_the_folder(tmp_path: Path) -> None:
         built(tmp_path)
 
 
+def test_a_hub_tokenizer_comes_without_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def snapshot(repository: str, **options: Any) -> str:
+        asked.append((repository, options["revision"], options["allow_patterns"]))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    params = ModelParams(model_name="org/model", model_revision="v2")
+    assert build_tokenizer(params).eos_token == "</s>"
+    build_tokenizer(params.model_copy(update={"tokenizer_name": "org/other"}))
+    (name, revision, patterns), (other, none, _) = asked
+    assert (name, revision, other, none) == ("org/model", "v2", "org/other", None)
+    assert "*.json" in patterns
+    assert not [pattern for pattern in patterns if "safetensors" in pattern or "bin" in pattern or "py" in pattern]
+
+
+def test_an_adapter_without_a_tokenizer_has_its_bases(folder: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    assert built(adapter).name_or_path == str(folder)
+    save_tokenizer(adapter)
+    assert built(adapter).name_or_path == str(adapter)
+
+
 def test_a_preset_has_no_tokenizer(folder: Path, install_plugin: Any) -> None:
     install_plugin(
         """

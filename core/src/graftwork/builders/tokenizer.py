@@ -6,11 +6,13 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
+from graftwork.adapters.folder import base_of_adapter, is_adapter_only
 from graftwork.chat.sandbox import compiled
 from graftwork.chat.template import find_template
 from graftwork.errors import ClashError, ModelError, UsageError
 from graftwork.registry import get_registry
 from graftwork.sources import locate, resolve
+from graftwork.sources.hub import fetch_tokenizer
 from graftwork.tokenizers.special import PAD_TEXTS, get_default_special_tokens, token_id
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from graftwork.config import ModelParams
+    from graftwork.sources import ResolvedModel
     from graftwork.specs import ModelFamily, TokenizerSpec
 
 logger = logging.getLogger(__name__)
@@ -46,16 +49,29 @@ def build_tokenizer(params: ModelParams) -> PreTrainedTokenizerFast:
 
 
 def tokenizer_folder(params: ModelParams) -> Path:
-    """The folder with the tokenizer's files, downloaded where needed. A preset has none."""
+    """The folder with the tokenizer's files, downloaded where needed (without weights). A preset has none;
+    an adapter without one has its base's.
+    """
     name = params.tokenizer_name or params.model_name
     resolved = resolve(name, revision=None if params.tokenizer_name else params.model_revision)
     if resolved.preset is None:
-        return locate(resolved, trust_remote_code=params.trust_remote_code)
+        folder = _fetched(resolved, params.trust_remote_code)
+        return folder if _fitting(folder) or not is_adapter_only(folder) else _base_folder(folder, params)
     ids = ", ".join(resolved.preset.hub_ids)
     raise ModelError(
         f"model {name!r} is a preset, an architecture without files, so it has no tokenizer: set "
         f"model.tokenizer_name to a folder or a Hub id{f' such as {ids}' if ids else ''}"
     )
+
+
+def _fetched(resolved: ResolvedModel, trust_remote_code: bool) -> Path:
+    if resolved.kind == "hub":
+        return fetch_tokenizer(resolved.name, revision=resolved.revision, trust_remote_code=trust_remote_code)
+    return locate(resolved, trust_remote_code=trust_remote_code)
+
+
+def _base_folder(folder: Path, params: ModelParams) -> Path:
+    return _fetched(base_of_adapter(folder), params.trust_remote_code)
 
 
 def family_of_folder(folder: Path) -> ModelFamily | None:
@@ -72,7 +88,7 @@ def _spec(folder: Path, params: ModelParams, family: ModelFamily | None) -> Toke
     named = params.tokenizer_impl or (family.tokenizer_impl if family else None)
     if named:
         return registry.tokenizers[named]
-    fitting = [spec for spec in registry.tokenizers.values() if any(any(folder.glob(name)) for name in spec.files)]
+    fitting = _fitting(folder)
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -83,6 +99,11 @@ def _spec(folder: Path, params: ModelParams, family: ModelFamily | None) -> Toke
         f"there is no tokenizer in {folder} (looked for {', '.join(looked_for)}); "
         "set model.tokenizer_name to a folder or Hub id that has one"
     )
+
+
+def _fitting(folder: Path) -> list[TokenizerSpec]:
+    specs = get_registry().tokenizers.values()
+    return [spec for spec in specs if any(any(folder.glob(name)) for name in spec.files)]
 
 
 def _kwargs(params: ModelParams) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from graftwork.errors import GraftworkError, MissingExtraError, ModelError
 
 # Configuration, tokenizer and template files; the weights come as safetensors wherever the repository has them.
 _FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.safetensors")
+_TOKENIZER_FILES = tuple(pattern for pattern in _FILES if pattern != "*.safetensors")
 _PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
 # Sub-folders hold the same weights again in other formats; consolidated* is Mistral's second copy.
 _IGNORED = ("*/*", "consolidated*", "*.gguf")
@@ -46,6 +47,13 @@ def fetch(
     if not any(path.glob("*.safetensors")):
         path = _snapshot(repository, revision, cache_dir, (*_FILES, *code, *_PICKLES))
     return _complete(path, repository)
+
+
+def fetch_tokenizer(reference: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
+    """As :func:`fetch`, without the weights: the folder where configuration, tokenizer and template lie."""
+    repository, in_name = parse(reference)
+    code = ("*.py",) if trust_remote_code else ()
+    return _snapshot(repository, revision or in_name, None, (*_TOKENIZER_FILES, *code))
 
 
 def cached(reference: str, cache_dir: Path | None = None) -> Path | None:
