@@ -110,7 +110,6 @@ def test_a_name_that_other_modules_share_is_written_out() -> None:
         ),
         ({"lora_modules_to_save": ["lm_haed"]}, "peft.lora_modules_to_save: 'lm_haed' is no module of this model"),
         ({"lora_exclude_modules": ["k_prok"]}, "peft.lora_exclude_modules: 'k_prok' is no module of this model"),
-        ({"lora_task_type": "CAUSAL"}, "peft.lora_task_type 'CAUSAL' is none of SEQ_CLS"),
         ({"lora_init_weights": "eva"}, "'eva' needs training data before the first step"),
         ({"lora_init_weights": "loftq"}, "'loftq' needs a quantized copy of the base"),
         ({"lora_target_modules": ["input_layernorm"]}, "the adapter does not fit this model"),
@@ -120,6 +119,13 @@ def test_what_does_not_fit_is_an_error(toy_model: Any, params: dict[str, Any], t
     with pytest.raises(UsageError) as caught:
         attach_adapter(built(toy_model("llama")), PeftParams(**params))
     assert text in str(caught.value)
+
+
+def test_an_output_layer_that_is_the_embedding_is_left_alone(toy_model: Any) -> None:
+    model = built(toy_model("llama", tie_word_embeddings=True))
+    with pytest.raises(UsageError, match=r"'lm_head' shares its weight with the embedding .*leave it out"):
+        attach_adapter(model, PeftParams(lora_target_modules=["output"]))
+    assert "lm_head" not in targets(attach_adapter(model, PeftParams(lora_target_modules="all-linear")))
 
 
 def test_one_adapter_is_enough(toy_model: Any) -> None:

@@ -74,7 +74,7 @@ def lora_config(model: PreTrainedModel, peft: PeftParams, *, family: str | None 
         init_lora_weights=_initialisation(peft.lora_init_weights),
         use_dora=peft.use_dora,
         use_rslora=peft.use_rslora,
-        task_type=_task_type(peft.lora_task_type),
+        task_type=TaskType(peft.lora_task_type),
         base_model_name_or_path=getattr(model, "name_or_path", None) or None,
     )
 
@@ -87,15 +87,6 @@ def _initialisation(name: str) -> bool | str:
             "which nothing here gives it: use default, gaussian, pissa or olora"
         )
     return {"default": True, "random": False}.get(name, name)
-
-
-def _task_type(name: str) -> TaskType:
-    try:
-        return TaskType(name.upper())
-    except ValueError as error:
-        raise UsageError(
-            f"peft.lora_task_type {name!r} is none of {', '.join(kind.value for kind in TaskType)}"
-        ) from error
 
 
 def _check_trainable(model: PreTrainedModel, peft: PeftParams) -> None:

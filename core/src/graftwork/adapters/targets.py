@@ -31,6 +31,7 @@ def resolve_lora_targets(
     found: dict[str, None] = {}
     for name in wanted:
         found.update(dict.fromkeys(all_linear(model) if name == _ALL else _role(family, name, model)))
+    _refuse_tied(found, model)
     if not found:
         raise UsageError("peft.lora_target_modules: no linear module in this model, and none is named")
     return list(found)
@@ -71,6 +72,18 @@ def _role(family: ModelFamily, name: str, model: nn.Module) -> Sequence[str]:
             f"{did_you_mean(name, known, limit=16)}"
         )
     return modules
+
+
+def _refuse_tied(names: Iterable[str], model: Any) -> None:
+    """A LoRA on an output layer that is the embedding too would, once merged, change the embedding."""
+    path = _output_layer(model)
+    if path is None or not any(path == name or path.endswith(f".{name}") for name in names):
+        return
+    if model.get_output_embeddings().weight is model.get_input_embeddings().weight:
+        raise UsageError(
+            f"peft.lora_target_modules: {path!r} shares its weight with the embedding (tie_word_embeddings), so a "
+            "LoRA on it cannot be merged: leave it out"
+        )
 
 
 def _present(model: nn.Module, name: str) -> bool:

@@ -37,10 +37,16 @@ _OPTIONAL = frozenset(
 
 
 class _Finished(type):
-    """Ends every construction with ``post_init``, which a transformers model needs and people forget."""
+    """Starts every construction with a configuration object, also where a plain mapping was given, and ends it with
+    ``post_init``, which a transformers model needs and people forget.
+    """
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        model = super().__call__(*args, **kwargs)
+    config_class: type[PretrainedConfig]
+
+    def __call__(cls, config: PretrainedConfig | Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if isinstance(config, Mapping):
+            config = cls.config_class(**{key: value for key, value in config.items() if key != "model_type"})
+        model = super().__call__(config, *args, **kwargs)
         if not hasattr(model, "all_tied_weights_keys"):
             _declare_tied(model)
             model.post_init()
@@ -67,12 +73,6 @@ class BaseModel(PreTrainedModel, GenerationMixin, metaclass=_Finished):  # type:
     _supports_flex_attn = True
     _supports_attention_backend = True
 
-    def __init__(self, config: PretrainedConfig | Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-        if isinstance(config, Mapping):
-            values = {key: value for key, value in config.items() if key != "model_type"}
-            config = type(self).config_class(**values)
-        super().__init__(config, *args, **kwargs)
-
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "forward" in cls.__dict__:
@@ -92,16 +92,28 @@ class BaseModel(PreTrainedModel, GenerationMixin, metaclass=_Finished):  # type:
                     return module
             raise
 
+    def get_output_embeddings(self) -> nn.Module | None:
+        """What transformers finds by its usual names, else the last linear layer as wide as the vocabulary."""
+        usual: nn.Module | None = super().get_output_embeddings()
+        if usual is not None:
+            return usual
+        wide = [m for m in self.modules() if isinstance(m, nn.Linear) and m.out_features == self.config.vocab_size]
+        return wide[-1] if wide else None
+
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return _names(cls.forward, "past_key_values")
 
-    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """Without a cache of the model's own, each step sees the whole text (B, T)."""
-        if self._supports_default_dynamic_cache():
-            prepared: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
-            return prepared
-        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
+        if not self._supports_default_dynamic_cache():
+            return {"input_ids": input_ids, "attention_mask": attention_mask}
+        prepared: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids, attention_mask=attention_mask, **kwargs
+        )
+        return prepared
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
