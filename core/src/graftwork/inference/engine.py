@@ -183,5 +183,5 @@ def model_folder(name: str) -> str:
         return str(final.resolve())
     raise ModelError(
         f"run folder {folder}: there is no final model in it yet ({final} is missing). Let the run end, or go on "
-        "with it where it was interrupted (graft train --resume)"
+        f"with it where it was interrupted (graft train -c {folder / 'config.yaml'} --resume)"
     )

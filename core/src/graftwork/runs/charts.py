@@ -25,7 +25,7 @@ def loss_chart(run: RunRecord) -> Chart | None:
     if evaluations:
         curves.append(Curve(label="held out", points=evaluations, tone="held"))
         curves.append(Curve(label="", points=evaluations, style="dots", tone="held"))
-    axis = Axis(name="loss", title="Loss", unit="nat per token", show=words.number, tick=words.round_number)
+    axis = Axis(name="loss", title="Loss", unit="nat per token", show=words.number, tick=words.round_number, ticks=6)
     return chart(axis, curves, _steps(run), best=best_evaluation(run), note=_not_finite(losses))
 
 

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from graftwork.runs import words
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
@@ -41,6 +43,7 @@ class Axis:
     tick: Callable[[float], str]
     unit: str = ""
     from_zero: bool = False
+    ticks: int = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,15 +109,19 @@ def finite(points: Iterable[Point]) -> list[Point]:
 
 
 def smooth(points: Sequence[Point], span: int) -> list[Point]:
-    """The exponential average over about ``span`` points, without the pull to zero at the start."""
-    keep, total, weight = 1.0 - 2.0 / (span + 1), 0.0, 0.0
+    """The mean of the ``span`` points around each; fewer at the start, where a loss falls too steeply for more,
+    and at the end, where there are no more. A point that is not finite stays as it is.
+    """
+    sums, counts = [0.0], [0]
+    for _, value in points:
+        sums.append(sums[-1] + (value if math.isfinite(value) else 0.0))
+        counts.append(counts[-1] + math.isfinite(value))
     smoothed: list[Point] = []
-    for step, value in points:
-        if not math.isfinite(value):
-            smoothed.append((step, value))
-            continue
-        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
-        smoothed.append((step, total / weight))
+    for at, (step, value) in enumerate(points):
+        half = min(span // 2, at)
+        low, high = at - half, min(at + half + 1, len(points))
+        mean = (sums[high] - sums[low]) / (counts[high] - counts[low]) if math.isfinite(value) else value
+        smoothed.append((step, mean))
     return smoothed
 
 
@@ -216,25 +223,25 @@ def _y_axis(curves: Sequence[Curve], axis: Axis) -> tuple[Scale, list[Tick]]:
         low, high = low - abs(low) * 0.5 - 1e-12, high + abs(high) * 0.5 + 1e-12
     margin = 0.06 * (high - low)
     scale = Scale(low=low if axis.from_zero else low - margin, high=high + margin)
-    ticks = nice_ticks(scale.low, scale.high, 4)
+    ticks = nice_ticks(scale.low, scale.high, axis.ticks)
     return scale, [Tick(at=100 - scale(value), text=axis.tick(value)) for value in ticks]
 
 
 def x_axis(x: Scale) -> list[Tick]:
     """Whole steps, thinned to what fits on a phone."""
     if x.low == x.high:
-        return [Tick(at=50.0, text=f"{int(x.low):,}")]
+        return [Tick(at=50.0, text=words.round_count(x.low))]
     ticks = [value for value in nice_ticks(x.low, x.high, 5) if value == int(value)]
-    return [Tick(at=x(value), text=f"{int(value):,}") for value in ticks]
+    return [Tick(at=x(value), text=words.round_count(value)) for value in ticks]
 
 
 def _crosshair(curves: Sequence[Curve], show: Callable[[float], str], x: Scale, y: Scale) -> dict[str, Any]:
-    """Per curve: label, tone and the thinned points as (step, height in percent, text)."""
+    """The range of both axes, and per curve its tone and thinned points as (step, height in percent, text)."""
     series = []
     for curve in curves:
         points = [
             [step, round(100 - y(value), 2), show(value)] if math.isfinite(value) else [step, None, str(value)]
             for step, value in thin(curve.points)
         ]
-        series.append({"label": curve.label, "tone": curve.tone, "points": points})
-    return {"from": x.low, "to": x.high, "series": series}
+        series.append({"tone": curve.tone, "points": points})
+    return {"from": x.low, "to": x.high, "low": y.low, "high": y.high, "series": series}

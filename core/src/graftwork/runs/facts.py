@@ -144,11 +144,15 @@ def _held_out(run: RunRecord) -> Fact | None:
 
 
 def _training_loss(run: RunRecord) -> Fact | None:
-    losses = finite(run.curve("loss"))
+    losses = run.curve("loss")
+    numbers = finite(losses)
     if not losses:
         return None
-    last = finite(smooth(losses, smoothing_span(len(losses))))[-1][1]
-    fell = f"from {words.number(losses[0][1])} ({words.change(losses[0][1], last)})" if len(losses) > 1 else ""
+    if not math.isfinite(losses[-1][1]):
+        before = f"{words.number(numbers[-1][1])} at step {numbers[-1][0]:,}, the last number" if numbers else ""
+        return Fact(label="Training loss", value=words.number(losses[-1][1]), detail=before)
+    first, last = numbers[0][1], smooth(numbers, smoothing_span(len(numbers)))[-1][1]
+    fell = f"from {words.number(first)} ({words.change(first, last)})" if len(numbers) > 1 else ""
     return Fact(label="Training loss", value=words.number(last), unit="nat/token", detail=fell)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftwork.files import write_text
+from graftwork.inference.engine import has_template
 from graftwork.runs import charts, facts
 from graftwork.runs.reading import read_run
 from graftwork.runs.samples import collect
@@ -38,12 +39,8 @@ def write_report(run_folder: Path) -> Path:
     """
     page = render_report(read_run(run_folder))
     path = run_folder / REPORT
-    unfinished = path.with_suffix(f".html.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(page, "utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # A model may write half of a surrogate pair, which no file takes.
+    write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
     return path
 
 
@@ -84,11 +81,15 @@ def commands(run: RunRecord, samples: Samples) -> Iterator[Command]:
     final = run.folder / "final"
     if final.is_dir():
         name = shlex.quote(_shown(final))
-        if _has_template(final):
+        if has_template(final):
             yield Command(what="Talk with it", line=f"graft chat {name}")
         yield Command(what="Complete a prompt", line=f"graft generate {name} --prompt {_prompt(samples)}")
         if (final / "adapter_config.json").is_file():
-            yield Command(what="Merge the adapter into its base", line=f"graft merge {name}")
+            merged = shlex.quote(_shown(run.folder / "merged"))
+            yield Command(what="Merge the adapter into its base", line=f"graft merge {name} --output-dir {merged}")
+    if not final.is_dir() and (run.folder / "config.yaml").is_file():
+        config = shlex.quote(_shown(run.folder / "config.yaml"))
+        yield Command(what="Go on from the last checkpoint", line=f"graft train -c {config} --resume")
     if (run.folder / "tensorboard").is_dir():
         logs = shlex.quote(_shown(run.folder / "tensorboard"))
         yield Command(what="Compare runs in TensorBoard", line=f"tensorboard --logdir {logs}")
@@ -116,13 +117,6 @@ def _shown(path: Path) -> str:
     """The path as one would type it here."""
     resolved, here = path.resolve(), Path.cwd()
     return f"./{resolved.relative_to(here)}" if resolved.is_relative_to(here) else str(resolved)
-
-
-def _has_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    config = folder / "tokenizer_config.json"
-    return config.is_file() and '"chat_template"' in config.read_text("utf-8", errors="replace")
 
 
 def _prompt(samples: Samples) -> str:

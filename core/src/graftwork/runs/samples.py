@@ -33,6 +33,13 @@ class Samples:
     moments: list[str]
     samples: list[Sample]
 
+    @property
+    def columns(self) -> int:
+        """How many answers stand beside each other at most: the first, a later one, the expected one."""
+        return min(2, max((len(sample.answers) for sample in self.samples), default=0)) + any(
+            sample.reference for sample in self.samples
+        )
+
 
 def collect(rows: list[dict[str, Any]]) -> Samples:
     """Groups the rows of samples.jsonl by prompt and orders them by step."""
@@ -60,7 +67,7 @@ def _moment(row: dict[str, Any]) -> tuple[int, str]:
 
 def _label(moment: tuple[int, str]) -> str:
     step, stage = moment
-    return f"{stage}, step {step:,}" if stage else f"step {step:,}"
+    return f"{stage} · step {step:,}" if stage else f"step {step:,}"
 
 
 def _thinned(moments: list[tuple[int, str]]) -> list[tuple[int, str]]:

@@ -17,9 +17,11 @@ def number(value: float) -> str:
     """Four digits that mean something: ``2.413``, ``0.03121``, ``1.52e-05``; ``NaN`` as such."""
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("∞" if value > 0 else "−∞")
-    if value and not 1e-3 <= abs(value) < 1e6:
+    if value == 0:
+        return "0"
+    if not 1e-3 <= abs(value) < 1e6:
         return scientific(value)
-    return f"{value:,.{max(0, 3 - max(0, math.floor(math.log10(abs(value)))) if value else 0)}f}"
+    return f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
 
 
 def scientific(value: float) -> str:
@@ -47,11 +49,11 @@ def count(value: float) -> str:
 
 
 def round_count(value: float) -> str:
-    """A count at an axis: ``500``, ``2.5k``, ``1M``."""
-    for limit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:g}{letter}"
-    return f"{value:g}"
+    """A count at an axis: ``2,500``, ``20k``, ``1.5M``."""
+    for least, size, letter in ((1e9, 1e9, "B"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{value / size:g}{letter}"
+    return f"{value:,.10g}"
 
 
 def memory(value_bytes: float) -> tuple[str, str]:
@@ -63,9 +65,11 @@ def memory(value_bytes: float) -> tuple[str, str]:
 
 def duration(value_s: float) -> str:
     """``8.4 s``, ``3 min 12 s``, ``2 h 05 min``."""
-    if value_s < MINUTE_S:
-        return f"{value_s:.1f} s" if value_s < 10 else f"{value_s:.0f} s"
+    if value_s < 9.95:
+        return f"{value_s:.1f} s"
     whole = round(value_s)
+    if whole < MINUTE_S:
+        return f"{whole} s"
     if whole < HOUR_S:
         return f"{whole // MINUTE_S} min {whole % MINUTE_S:02d} s"
     return f"{whole // HOUR_S:,} h {whole % HOUR_S // MINUTE_S:02d} min"
