@@ -246,6 +246,14 @@ def test_a_padded_batch_generates_what_each_row_does_alone() -> None:
     assert together[0, 8:].tolist() == alone[0, 5:].tolist()
 
 
+def test_a_configuration_class_of_ones_own_names_its_keys(tmp_path: Path) -> None:
+    TinyAttention(VALUES).save_pretrained(tmp_path)
+    params = ModelParams(model_name=str(tmp_path), load_pretrained_weights=False)
+    assert build_model(params, heads=4).config.heads == 4
+    with pytest.raises(UsageError, match="did you mean heads"):
+        build_model(params, haeds=4)
+
+
 def test_a_class_that_is_defined_again_replaces_the_old_one(tmp_path: Path) -> None:
     def define(size: int) -> Any:
         class Redefined(BaseModel):

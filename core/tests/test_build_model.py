@@ -118,7 +118,9 @@ def test_a_hub_model_is_recorded_by_its_id(toy_model: Any, monkeypatch: pytest.M
     )
     model = build_model(ModelParams(model_name="org/toy", model_revision="v1"))
     assert model.config.name_or_path == model.name_or_path == "org/toy"
-    assert seen[0] == ("org/toy", {"revision": "v1", "trust_remote_code": False})
+    assert seen[0] == ("org/toy", {"revision": "v1", "trust_remote_code": False, "weights": True})
+    build_model(ModelParams(model_name="org/toy", load_pretrained_weights=False))
+    assert seen[-1] == ("org/toy", {"revision": None, "trust_remote_code": False, "weights": False})
 
 
 @pytest.mark.parametrize(

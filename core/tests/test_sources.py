@@ -238,7 +238,7 @@ from graftwork.errors import GraftworkError
 from graftwork.sources import locate, resolve
 revision = sys.argv[2] if len(sys.argv) > 2 else None
 try:
-    path = locate(resolve(sys.argv[1], revision=revision))
+    path = locate(resolve(sys.argv[1], revision=revision), weights="--architecture" not in sys.argv)
     print("PATH", path)
     print("FILES", *sorted(file.name for file in path.iterdir()))
 except GraftworkError as error:
@@ -286,6 +286,13 @@ def test_only_what_a_model_needs_is_downloaded_and_once(hub: str, tmp_path: Path
     again = fetch(hub, tmp_path, "hf://org/model@main")
     assert again["FILES"] == NEEDED
     assert len(Hub.served) == 4
+
+
+def test_an_architecture_alone_is_downloaded_without_weights(hub: str, tmp_path: Path) -> None:
+    index = json.dumps({"weight_map": {"a": "model-1.safetensors"}}).encode()
+    Hub.repositories = {"org/model": {**MODEL, "model.safetensors.index.json": index}}
+    said = fetch(hub, tmp_path, "org/model", "main", "--architecture")
+    assert said["FILES"] == "chat_template.jinja config.json model.safetensors.index.json tokenizer.json"
 
 
 def test_what_was_downloaded_works_without_a_network(hub: str, tmp_path: Path) -> None:

@@ -67,7 +67,8 @@ def graftwork_commands() -> Iterable[CommandSpec]:
 
 @hookspec
 def graftwork_sources() -> Iterable[SourceSpec]:
-    """URI schemes from which a model's files can be fetched; the record's name is the scheme::
+    """URI schemes from which a model's files can be fetched; the record's name is the scheme, and ``fetch`` gets
+    the whole URI::
 
         @hookimpl
         def graftwork_sources():

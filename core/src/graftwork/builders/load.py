@@ -95,7 +95,7 @@ def _explained(what: str) -> Iterator[None]:
     """Turns what transformers raises about files, values and missing packages into a :class:`ModelError`."""
     try:
         yield
-    except (ValueError, OSError, RuntimeError, ImportError, KeyError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError, KeyError) as error:
         text = " ".join(str(error).split())
         raise ModelError(f"{what} cannot be built: {text[:600]}") from error
 

@@ -83,11 +83,11 @@ def build_model(params: ModelParams, peft_params: PeftParams | None = None, **mo
     _remember_source(model, source)
     if quantizer is not None and quantizer.quantize is not None and peft is not None:
         model = quantizer.quantize(model, quantizer_options(quantizer, peft))
+    freeze_layers(model, params.freeze_layers, family)
     if adapter is not None:
         from graftwork.adapters.attach import load_adapter
 
         model = load_adapter(model, adapter)
-    freeze_layers(model, params.freeze_layers, family)
     if params.compile:
         model.compile()
     return model
@@ -177,7 +177,7 @@ def _request(
 def _configured(params: ModelParams, source: ResolvedModel) -> tuple[PretrainedConfig, ModelFamily, Path | None]:
     if source.preset is not None:
         return *_of_preset(params, source.preset), None
-    path = locate(source, trust_remote_code=params.trust_remote_code)
+    path = locate(source, trust_remote_code=params.trust_remote_code, weights=params.load_pretrained_weights)
     values = read_config(path)
     family = choose_family(values["model_type"], values.get("architectures") or (), params.family)
     config = config_of_folder(path, params.model_kwargs, family, trust_remote_code=params.trust_remote_code)

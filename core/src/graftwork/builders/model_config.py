@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import fields
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -123,5 +124,6 @@ def _changed(config: PretrainedConfig, changes: Mapping[str, Any]) -> Pretrained
 
 def config_keys(config_class: type[PretrainedConfig]) -> set[str]:
     """The keys that a configuration class knows, under all their spellings."""
-    names = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
+    declared = {*(field.name for field in fields(config_class)), *signature(config_class.__init__).parameters}
+    names = declared - {"self", "args", "kwargs"} | set(config_class.attribute_map)
     return names | set(_ROTARY) if "rope_parameters" in names else names

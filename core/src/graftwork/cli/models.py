@@ -73,7 +73,8 @@ def resolve_(name: str, revision: str | None, as_json: bool) -> None:
 
 def explain(model: ResolvedModel) -> dict[str, Any]:
     """What ``graft models resolve`` says, as plain data; facts that do not apply are left out."""
-    path = model.path or (cached(model.name) if model.kind == "hub" else None)
+    at = f"@{model.revision}" if model.revision else ""
+    path = model.path or (cached(model.name + at) if model.kind == "hub" else None)
     facts = {
         "name": model.name,
         "kind": model.kind,

@@ -32,21 +32,26 @@ def parse(reference: str) -> tuple[str, str | None]:
 
 
 def fetch(
-    reference: str, cache_dir: Path | None, *, revision: str | None = None, trust_remote_code: bool = False
+    reference: str,
+    cache_dir: Path | None,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    weights: bool = True,
 ) -> Path:
     """Downloads a Hub model (or finds it in the cache) and gives the folder where its files lie.
 
-    Pickled weights are taken only where there are no safetensors, Python files only with ``trust_remote_code``.
-    Raises :class:`ModelError` for a wrong name, revision or permission, :class:`GraftworkError` where the Hub
-    cannot be reached.
+    Pickled weights are taken only where there are no safetensors, Python files only with ``trust_remote_code``,
+    and no weights at all without ``weights``. Raises :class:`ModelError` for a wrong name, revision or
+    permission, :class:`GraftworkError` where the Hub cannot be reached.
     """
     repository, in_name = parse(reference)
     revision = revision or in_name
-    code = ("*.py",) if trust_remote_code else ()
-    path = _snapshot(repository, revision, cache_dir, (*_FILES, *code))
-    if not any(path.glob("*.safetensors")):
-        path = _snapshot(repository, revision, cache_dir, (*_FILES, *code, *_PICKLES))
-    return _complete(path, repository)
+    files = (*(_FILES if weights else _TOKENIZER_FILES), *(("*.py",) if trust_remote_code else ()))
+    path = _snapshot(repository, revision, cache_dir, files)
+    if weights and not any(path.glob("*.safetensors")):
+        path = _snapshot(repository, revision, cache_dir, (*files, *_PICKLES))
+    return _complete(path, repository, weights=weights)
 
 
 def fetch_tokenizer(reference: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
@@ -150,13 +155,13 @@ def _first_line(error: Exception) -> str:
     return str(cause).strip().split("\n", 1)[0][:200]
 
 
-def _complete(path: Path, repository: str) -> Path:
+def _complete(path: Path, repository: str, *, weights: bool) -> Path:
     """Raises where an interrupted or offline download left a part of the model."""
     import json
 
     if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
         raise ModelError(f"model {repository}: it has no config.json, so it is no transformers model")
-    for index in path.glob("*.index.json"):
+    for index in path.glob("*.index.json") if weights else ():
         shards = set(json.loads(index.read_text())["weight_map"].values())
         lacking = sorted(shard for shard in shards if not (path / shard).exists())
         if lacking:

@@ -55,12 +55,27 @@ def resolve(name: str, *, revision: str | None = None) -> ResolvedModel:
     return _with_slash(name, revision) if "/" in name else _bare(name, revision)
 
 
-def locate(resolved: ResolvedModel, *, cache_dir: Path | None = None, trust_remote_code: bool = False) -> Path:
-    """The folder of the model's files, downloaded where needed. Presets have none."""
+def locate(
+    resolved: ResolvedModel,
+    *,
+    cache_dir: Path | None = None,
+    trust_remote_code: bool = False,
+    weights: bool = True,
+) -> Path:
+    """The folder of the model's files, downloaded where needed, without its weights where those are not wanted.
+
+    Presets have no files: :class:`ModelError`.
+    """
     if resolved.path is not None:
         return resolved.path
     if resolved.kind == "hub":
-        return hub.fetch(resolved.name, cache_dir, revision=resolved.revision, trust_remote_code=trust_remote_code)
+        return hub.fetch(
+            resolved.name,
+            cache_dir,
+            revision=resolved.revision,
+            trust_remote_code=trust_remote_code,
+            weights=weights,
+        )
     if resolved.kind == "uri":
         scheme = resolved.name.split("://", 1)[0].lower()
         return get_registry().sources[scheme].fetch(resolved.name, cache_dir)
