@@ -212,6 +212,8 @@ def test_a_pad_token_that_is_asked_for(folder: Path, fields: dict[str, Any]) -> 
 def test_a_pad_token_that_is_not_there(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"'\[PAD\]' is not in the vocabulary of 260 tokens.*use <unk> or </s>"):
         built(folder, tokenizer_pad_token="[PAD]")
+    with pytest.raises(UsageError, match="'!' is a token of ordinary text"):
+        built(folder, tokenizer_pad_token="!")
     with pytest.raises(UsageError, match="pad token is given twice"):
         built(folder, tokenizer_pad_token="<unk>", tokenizer_kwargs={"pad_token": "</s>"})
 

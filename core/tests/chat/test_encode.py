@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,23 @@ def test_ids_and_mask_equal_transformers(
     assert encoded.input_ids == expected["input_ids"]
     assert [int(trained) for trained in encoded.trained] == expected["assistant_masks"]
     assert sum(end - start for start, end in encoded.turns) == sum(encoded.trained)
+
+
+@pytest.mark.parametrize("tokenizer_name", ["phi3", "llama2", "qwen2.5"])
+def test_ids_and_mask_with_real_tokenizers_and_conversations(data: Path, tokenizer_name: str) -> None:
+    from graftwork import ModelParams, build_tokenizer
+
+    real = build_tokenizer(ModelParams(model_name=str(data / "tokenizers" / tokenizer_name), chat_template="chatml"))
+    rows = json.loads((data / "datasets/instruct/alpaca_en_demo.0-499.json").read_text())[:60]
+    for row in rows:
+        messages = [
+            {"role": "user", "content": row["instruction"] + row["input"]},
+            {"role": "assistant", "content": row["output"]},
+        ]
+        encoded = encode_chat(messages, tokenizer=real)
+        expected = real.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        assert encoded.input_ids == expected["input_ids"]
+        assert [int(trained) for trained in encoded.trained] == expected["assistant_masks"]
 
 
 @pytest.mark.parametrize("name", ["default", "chatml"])

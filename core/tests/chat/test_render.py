@@ -145,6 +145,14 @@ def test_a_changed_text_is_no_dropped_message() -> None:
     assert render_chat(messages, template=template) == "so zq0qz"
 
 
+def test_parts_are_probed_as_parts() -> None:
+    template = "{% for m in messages %}{% for part in m.content %}{{ part.text | upper }}{% endfor %}{% endfor %}"
+    messages = [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
+    with pytest.raises(DataError, match="drops the user message"):  # upper case hides the probe as well
+        render_chat(messages, template=template)
+    assert render_chat(messages, template=template.replace("upper", "replace('H', 'J')")) == "Jello"
+
+
 def test_what_a_template_refuses_is_a_data_error_with_its_words() -> None:
     with pytest.raises(DataError, match=r"refuses the conversation \(assistant\): no question"):
         render_chat(HELLO[1:], template="{{ raise_exception('no question') }}")

@@ -136,14 +136,18 @@ def _asked_pad_token(params: ModelParams) -> str | None:
 
 
 def _require_token(tokenizer: Any, text: str, field: str) -> None:
-    """A token that is not in the vocabulary would get an id for which the model has no embedding."""
-    if token_id(tokenizer, text) is not None:
+    """A token that is not in the vocabulary would get an id for which the model has no embedding; one that stands
+    for ordinary text would be cut out of every text as soon as it is special.
+    """
+    if text in tokenizer.added_tokens_encoder:
         return
+    present = token_id(tokenizer, text) is not None
+    reason = "is a token of ordinary text" if present else f"is not in the vocabulary of {len(tokenizer)} tokens"
     candidates: Sequence[str] = [name for name in PAD_TEXTS if token_id(tokenizer, name) is not None]
     candidates = candidates or [name for name in (tokenizer.unk_token, tokenizer.eos_token) if name]
     raise UsageError(
-        f"model.{field} {text!r} is not in the vocabulary of {len(tokenizer)} tokens, and the model has no embedding "
-        f"for a new one; use {' or '.join(candidates) or 'a token that it has'}"
+        f"model.{field} {text!r} {reason}, which cannot be made to pad with; "
+        f"use {' or '.join(candidates) or 'a special token that the tokenizer has'}"
     )
 
 

@@ -53,7 +53,15 @@ def render(
         raise UsageError(f"chat template {template.label} was stopped: {error}; use another template") from None
     except jinja2.exceptions.SecurityError as error:
         raise UsageError(f"chat template {template.label} does what no template may: {error}") from None
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+    except (
+        jinja2.TemplateError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         roles = " ".join(str(message.get("role")) for message in messages)
         raise DataError(
             f"chat template {template.label} refuses the conversation ({roles or 'no messages'}): {error}"
@@ -136,11 +144,15 @@ def require_all_roles(
 
 
 def _probe(template: TemplateSource, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str | None:
-    probes = [{**message, "content": _word(index)} for index, message in enumerate(messages)]
+    probes = [{**message, "content": _in_place(message, _word(index))} for index, message in enumerate(messages)]
     try:
         return render(template, probes, variables)[0]
     except DataError:
         return None
+
+
+def _in_place(message: Mapping[str, Any], word: str) -> Any:
+    return [{"type": "text", "text": word}] if isinstance(message.get("content"), list) else word
 
 
 def _word(index: int) -> str:
