@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from graftwork.hookspecs import hookimpl
     from graftwork.messages import ContentItem, Conversation, Message, Role, Type
     from graftwork.registry import presets
-    from graftwork.train import train
+    from graftwork.training import train
 
 __version__ = "0.1.0"
 
@@ -51,7 +51,7 @@ _EXPORTS = {
     "Role": "graftwork.messages",
     "Type": "graftwork.messages",
     "presets": "graftwork.registry",
-    "train": "graftwork.train",
+    "train": "graftwork.training",
 }
 
 __all__ = [

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from graftwork.builders.model import BuildRequest
     from graftwork.data.readers import OpenRequest, RowSource
     from graftwork.inference.engine import Engine, LoadedModel
-    from graftwork.train import Trainer, TrainRequest
+    from graftwork.training import Trainer, TrainRequest
 
 Schema = Literal["text", "chat", "preference", "image-chat"]
 

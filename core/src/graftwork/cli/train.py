@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from graftwork.train import TrainResult
+    from graftwork.training import TrainResult
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -23,7 +23,7 @@ def train(path: str, resume: bool, overrides: tuple[str, ...]) -> None:
 
     config = load_config(path, overrides)
     from graftwork.runs.progress import Progress
-    from graftwork.train import train as run
+    from graftwork.training import train as run
 
     result = run(config, resume=resume, listeners=[Progress()])
     if result.interrupted:

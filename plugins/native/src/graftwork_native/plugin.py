@@ -10,7 +10,7 @@ from graftwork.specs import OptimizerSpec, TrainerSpec
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from graftwork.train import Trainer, TrainRequest
+    from graftwork.training import Trainer, TrainRequest
 
 
 def _params() -> type[BaseModel]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from graftwork.config import DatasetSplitParams, ModelParams, RunConfig
-    from graftwork.train import TrainRequest
+    from graftwork.training import TrainRequest
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from peft import PeftModel
 
 from graftwork.errors import RunError
 from graftwork.registry import get_registry
-from graftwork.train import TrainRequest, TrainResult
+from graftwork.training import TrainRequest, TrainResult
 from graftwork_native.checkpoint import TrainerState, load_state, restore, save_checkpoint, save_model, whole_folder
 from graftwork_native.evaluation import complete, evaluate
 from graftwork_native.interrupt import Interrupt
