@@ -77,7 +77,7 @@ def _default_of(templates: dict[str, str]) -> str:
 
 @lru_cache(maxsize=256)
 def _notice_default(owner: str) -> None:
-    logger.warning("%s has no chat template: 'default' is used (set model.chat_template to choose another)", owner)
+    logger.info("%s has no chat template: 'default' is used (set model.chat_template to choose another)", owner)
 
 
 def _looks_like_path(which: str) -> bool:

@@ -55,7 +55,7 @@ def fetch(
 
 
 def fetch_tokenizer(reference: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
-    """As :func:`fetch`, without the weights: the folder where configuration, tokenizer and template lie."""
+    """As :func:`fetch` without weights, also for a repository that holds a tokenizer and no model."""
     repository, in_name = parse(reference)
     code = ("*.py",) if trust_remote_code else ()
     return _snapshot(repository, revision or in_name, None, (*_TOKENIZER_FILES, *code))
