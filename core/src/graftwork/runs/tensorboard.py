@@ -20,7 +20,7 @@ _WRITER = "_tensorboard_writer"
 
 
 def open_writer(run: Run) -> None:
-    """Opens the run's writer. A resumed run hides the steps after its checkpoint, which it will write again.
+    """Opens the run's writer. What an earlier sitting wrote after the step that this one begins at is hidden.
 
     Does nothing where the configuration says so, and gives one notice where TensorBoard is not installed.
     """
@@ -30,12 +30,12 @@ def open_writer(run: Run) -> None:
     if writer_class is None:
         log.info("no TensorBoard curves: the package tensorboard is not installed (pip install tensorboard)")
         return
-    purge = run.start_step + 1 if run.start_step else None
+    purge = run.start_step + 1 if run.start_step else 0
     setattr(run, _WRITER, writer_class(str(run.folder / "tensorboard"), purge_step=purge))
 
 
 def write(run: Run, step: int, metrics: Mapping[str, float]) -> None:
-    """Adds the metrics of a step or an evaluation."""
+    """Adds the metrics of a step or an evaluation, and has them on the disk should the run be killed."""
     writer = getattr(run, _WRITER, None)
     if writer is None:
         return
@@ -43,6 +43,7 @@ def write(run: Run, step: int, metrics: Mapping[str, float]) -> None:
     for name, value in metrics.items():
         if name != "step" and _is_number(value):
             writer.add_scalar(f"{group}/{name.removeprefix(_EVALUATION)}", value, global_step=step)
+    writer.flush()
 
 
 def close_writer(run: Run) -> None:
