@@ -373,6 +373,14 @@ def test_broken_weights_do_not_merge(trained: tuple[Path, Path, torch.Tensor], t
     assert not (tmp_path / "merged").exists()
 
 
+def test_weights_that_were_cut_off(trained: tuple[Path, Path, torch.Tensor]) -> None:
+    _, adapter, _ = trained
+    file = adapter / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(ModelError, match=r"adapter .*/adapter does not fit this model: .*header"):
+        built(adapter)
+
+
 def test_merging_needs_an_adapter(toy_model: Any, trained: tuple[Path, Path, torch.Tensor]) -> None:
     base, adapter, _ = trained
     with pytest.raises(UsageError, match="give the adapter's folder too"):

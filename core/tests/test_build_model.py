@@ -149,7 +149,21 @@ def test_weights_that_do_not_fit_the_configuration(toy_model: Any) -> None:
     with pytest.raises(ModelError, match=r"9 weights of the architecture are not in the checkpoint"):
         build_model(ModelParams(model_name=str(path)))
     edit(path, num_hidden_layers=2, intermediate_size=48)
-    with pytest.raises(ModelError, match="cannot be built"):
+    with pytest.raises(ModelError) as caught:
+        build_model(ModelParams(model_name=str(path)))
+    text = "weight model.layers.0.mlp.down_proj.weight is 32 x 64 in the checkpoint and 32 x 48 in the architecture"
+    assert text in str(caught.value)
+    assert "(6 in all differ)" in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", None])
+@pytest.mark.parametrize("size", [0, 5, 3000])
+def test_weights_that_were_cut_off(toy_model: Any, dtype: str | None, size: int) -> None:
+    path = toy_model("llama")
+    edit(path, dtype=dtype)
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    with pytest.raises(ModelError, match="a weight file is damaged or was cut off"):
         build_model(ModelParams(model_name=str(path)))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from safetensors import SafetensorError
 
 from graftwork.adapters.folder import check_base, check_shapes
 from graftwork.adapters.targets import check_modules, linear_modules, module_leaves, resolve_lora_targets
@@ -113,7 +114,7 @@ def explained(what: str, failure: str = "does not fit this model") -> Iterator[N
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         try:
             yield
-        except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
+        except (ValueError, RuntimeError, KeyError, TypeError, OSError, SafetensorError) as error:
             raise ModelError(f"{what} {failure}: {' '.join(str(error).split())[:600]}") from error
     for warning in caught:
         logger.warning("%s: %s", what, " ".join(str(warning.message).split()))

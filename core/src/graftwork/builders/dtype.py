@@ -111,6 +111,9 @@ def _check_present(device: torch.device) -> None:
 
 def _stored_dtypes(file: Path) -> list[str]:
     """The dtype names in a safetensors file, from its header (8 bytes of length, then JSON)."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    try:
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    except ValueError as error:
+        raise ModelError(f"{file}: a weight file is damaged or was cut off: fetch it again") from error
     return [entry["dtype"] for name, entry in header.items() if name != "__metadata__"]

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
@@ -16,7 +17,7 @@ from graftwork.builders.dtype import DeviceMap, device_of
 from graftwork.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -69,7 +70,10 @@ def load(cls: type[PreTrainedModel], path: Path, **keywords: Any) -> PreTrainedM
         )
     with _explained(f"model {path}"), _quiet(), _without_adapter(path) as folder:
         model, info = cls.from_pretrained(
-            folder, output_loading_info=True, **{key: value for key, value in keywords.items() if value is not None}
+            folder,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # checked below, with both shapes
+            **{key: value for key, value in keywords.items() if value is not None},
         )
     _check_loaded(info, path)
     loaded: PreTrainedModel = model
@@ -77,17 +81,27 @@ def load(cls: type[PreTrainedModel], path: Path, **keywords: Any) -> PreTrainedM
 
 
 def _check_loaded(info: dict[str, Any], path: Path) -> None:
-    missing = sorted(info["missing_keys"])
-    if missing:
+    for name, stored, wanted in sorted(info["mismatched_keys"]):
         raise ModelError(
-            f"model {path}: {len(missing)} weights of the architecture are not in the checkpoint "
-            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): config.json does not fit the weights"
+            f"model {path}: weight {name} is {_shape(stored)} in the checkpoint and {_shape(wanted)} in the "
+            f"architecture ({len(info['mismatched_keys'])} in all differ): config.json (or model_kwargs) "
+            "does not fit the weights"
         )
-    unused = sorted(info["unexpected_keys"])
-    if unused:
-        logger.warning(
-            "model %s: %d weights of the checkpoint are not used (%s)", path, len(unused), ", ".join(unused[:3])
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"model {path}: {len(missing)} weights of the architecture are not in the checkpoint ({_some(missing)}): "
+            "config.json (or model_kwargs) does not fit the weights"
         )
+    if unused := sorted(info["unexpected_keys"]):
+        logger.warning("model %s: %d weights of the checkpoint are not used (%s)", path, len(unused), _some(unused))
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 @contextmanager
@@ -95,6 +109,8 @@ def _explained(what: str) -> Iterator[None]:
     """Turns what transformers raises about files, values and missing packages into a :class:`ModelError`."""
     try:
         yield
+    except SafetensorError as error:
+        raise ModelError(f"{what}: a weight file is damaged or was cut off ({error}): fetch it again") from error
     except (ValueError, TypeError, OSError, RuntimeError, ImportError, KeyError) as error:
         text = " ".join(str(error).split())
         raise ModelError(f"{what} cannot be built: {text[:600]}") from error

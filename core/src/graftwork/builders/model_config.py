@@ -69,7 +69,9 @@ def _build(model_type: str, values: Mapping[str, Any]) -> PretrainedConfig:
     try:
         return AutoConfig.for_model(model_type, **values)
     except Exception as error:  # the configuration classes raise errors of their own about single values
-        raise ModelError(f"the configuration of this {model_type} model is not valid: {error}") from error
+        raise ModelError(
+            f"the configuration of this {model_type} model is not valid: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _refuse_unknown(values: Mapping[str, Any], path: Path, family: ModelFamily) -> None:
