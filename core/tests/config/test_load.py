@@ -112,6 +112,14 @@ def test_what_is_missing_is_named(mistakes):
     ]
 
 
+@pytest.mark.parametrize("place", ["training.model_name", "peft.dataset_name", "data.model", "data.train.model_name"])
+def test_a_required_name_in_the_wrong_section_is_an_unknown_key(minimal, place):
+    with pytest.raises(ConfigError) as caught:
+        load_config(minimal, [f"{place}=x"], env={})
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"command line: {place}=x: unknown key; ")
+
+
 def test_blocks_and_lists_left_empty_are_as_if_left_out(workplace, minimal):
     text = (workplace / minimal).read_text()
     config = load_config(minimal, env={})

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from graftwork.config.checks import check_all
+from graftwork.config.fields import model_at, section_in
 from graftwork.config.layers import Draft, read_environment, read_file, read_overrides
 from graftwork.config.peft import PeftParams
 from graftwork.config.problems import Problem, problems_of, without_consequences
@@ -108,9 +109,8 @@ def _without(data: dict[str, Any], paths: Iterable[Path]) -> dict[str, Any]:
         for step in path[:-1]:
             block = block[step]
         block.pop(path[-1], None)
-        if path[-1] in _STAND_INS:
-            block[path[-1]] = copy.deepcopy(_STAND_INS[path[-1]])
+        owner = model_at(RunConfig, path[:-1])
+        field = owner.model_fields.get(str(path[-1])) if owner else None
+        if field is not None and field.is_required():
+            block[path[-1]] = {"model_name": "?"} if section_in(field.annotation) else "?"
     return mended
-
-
-_STAND_INS: Mapping[str | int, Any] = {"model": {"model_name": "?"}, "model_name": "?", "dataset_name": "?"}

@@ -86,7 +86,7 @@ def type_name(annotation: Any) -> str:
         return " | ".join(map(str, get_args(annotation)))
     if get_origin(annotation) in (Union, types.UnionType):
         return " or ".join(type_name(part) for part in get_args(annotation))
-    if get_origin(annotation) is list:
+    if get_origin(annotation) in (list, tuple, set):
         return f"list of {type_name(get_args(annotation)[0])}"
     if (get_origin(annotation) or annotation) is dict:
         return "mapping"
