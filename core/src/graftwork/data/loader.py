@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from graftwork.data.blocks import Packer, Packing
@@ -16,7 +16,7 @@ from graftwork.errors import DataError
 from graftwork.registry import get_registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from pydantic import BaseModel
@@ -42,6 +42,7 @@ class LoadRequest:
     seed: int
     batch_size: int
     accumulation: int = 1
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 def schema_of(split: DatasetSplitParams) -> str:
@@ -121,7 +122,7 @@ def encoder_for(spec: DatasetSpec, options: BaseModel | None, request: LoadReque
         return text_encoder(request.tokenizer, getattr(options, "text_field", "text"))
     if spec.schema == "chat":
         field = getattr(options, "messages_field", "messages")
-        return chat_encoder(request.tokenizer, request.split, field, request.stop_ids)
+        return chat_encoder(request.tokenizer, request.split, field, request.stop_ids, request.template_variables)
     raise DataError(f"dataset {spec.name} holds {spec.schema} rows, which this loader does not read")
 
 

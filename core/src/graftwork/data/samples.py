@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,19 +80,20 @@ def chat_encoder(
     split: DatasetSplitParams,
     messages_field: str,
     stop_ids: frozenset[int],
+    variables: Mapping[str, Any],
 ) -> Encode:
     """Conversations through the tokenizer's chat template; the assistant's tokens are trained.
 
     Every trained turn must end in a stop token: a model that never learns to stop is the commonest silent
-    failure of fine-tuning.
+    failure of fine-tuning. ``variables`` are the template's (``model.chat_template_kwargs``).
     """
     from graftwork.chat import check_turns, encode_chat
 
     def encode(row: Row) -> Sample:
         conversation = to_conversation(row, messages_field)
         try:
-            encoded = encode_chat(conversation, tokenizer=tokenizer, train_target=split.train_target)
-            check_turns(encoded, stop_ids)
+            encoded = encode_chat(conversation, tokenizer=tokenizer, train_target=split.train_target, **variables)
+            encoded = check_turns(encoded, stop_ids)
         except DataError as error:
             raise DataError(f"{row.where}: {error}") from None
         return Sample(np.asarray(encoded.input_ids, np.int32), np.asarray(encoded.trained, np.bool_), row.where)

@@ -10,10 +10,11 @@ keyword on the way meets that mask without it, which is an error here and not a 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from graftwork.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NAME = "graftwork_segments"
 
@@ -64,6 +68,22 @@ def register() -> None:
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
 
 
+@contextmanager
+def recorded_windows() -> Iterator[list[int | None]]:
+    """The ``sliding_window`` of every call of the attention function within the block."""
+    windows: list[int | None] = []
+
+    def record(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        windows.append(kwargs.get("sliding_window"))
+        return segment_attention(*args, **kwargs)
+
+    ALL_ATTENTION_FUNCTIONS.register(NAME, record)
+    try:
+        yield windows
+    finally:
+        register()
+
+
 def segment_attention(
     module: nn.Module,
     query: torch.Tensor,  # [1, H, T, D]
@@ -78,6 +98,8 @@ def segment_attention(
     """The attention function as transformers calls it; gives [1, T, H, D]."""
     if segments is None:
         refuse_lost_segments(module, query, attention_mask)
+        if kwargs.get("softcap") is not None:
+            return attend_capped(query, key, value, attention_mask, scaling, dropout, kwargs["softcap"]), None
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -112,6 +134,31 @@ def refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:
             f"{type(module).__name__} asks its attention for {', '.join(unknown)}, which segment attention does not "
             "know; set training.trainer_kwargs.layout: padded"
         )
+
+
+def attend_capped(
+    query: torch.Tensor,  # [B, H, T, D]
+    key: torch.Tensor,  # [B, K, S, D]
+    value: torch.Tensor,  # [B, K, S, D]
+    attention_mask: torch.Tensor | None,  # [B, 1, T, S], true where a token is seen
+    scaling: float | None,
+    dropout: float,
+    softcap: float,
+) -> torch.Tensor:
+    """Attention without segments where scores are capped, which PyTorch's kernel would leave out without a word.
+
+    Gives [B, T, H, D].
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap))
+    if attention_mask is None:
+        length, keys = scores.shape[2:]
+        attention_mask = torch.ones((length, keys), dtype=torch.bool, device=scores.device).tril(keys - length)
+    scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = F.dropout(torch.softmax(scores, dim=-1), dropout, training=dropout > 0)
+    return (weights @ value).transpose(1, 2)
 
 
 def attend(

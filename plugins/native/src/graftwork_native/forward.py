@@ -20,7 +20,7 @@ from torch import nn
 from graftwork.data.batch import Row, to_row
 from graftwork.data.samples import Sample
 from graftwork.errors import GraftworkError
-from graftwork_native.attention import NAME, Segments, register, segment_mask
+from graftwork_native.attention import NAME, Segments, recorded_windows, register, segment_mask
 from graftwork_native.loss import head_loss, plain_loss
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Layout = Literal["auto", "segments", "padded"]
+
+LARGE_LOGIT = 1000.0
+"""Far beyond any cap on logits (Gemma 2 has 30)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,23 +154,45 @@ def segments_fail(model: nn.Module, device: torch.device) -> str | None:
     logits as they are to the last bit, so that no leak is too small to be seen.
     """
     base = base_of(model)
+    if reason := unknown_layers(base):
+        return reason
     before = base.config._attn_implementation
     single, both, changed = trial_rows(model)
     plain = Forward(model, device, None, "padded", fused_head=False)
     packed = Forward(model, device, None, "segments", fused_head=False)
     try:
-        with evaluating(model):
+        with evaluating(model), recorded_windows() as windows:
             alone = torch.cat([all_logits(plain, row) for row in single])
             base.set_attn_implementation(NAME)
             together, others = all_logits(packed, both), all_logits(packed, changed)
-    except (TypeError, ValueError, NotImplementedError, AttributeError, GraftworkError) as error:
-        reason = f"{type(base).__name__}: {str(error).splitlines()[0]}"
+    except Exception as error:
+        # Somebody's model: whatever it says to a row of segments, it works with padded samples or not at all.
+        reason = f"{type(base).__name__}: {(str(error).splitlines() or [type(error).__name__])[0]}"
     else:
-        if close(alone, together) and torch.equal(together[-7:], others[-7:]):
+        if not close(alone, together) or not torch.equal(together[-7:], others[-7:]):
+            reason = f"{type(base).__name__} gives packed samples other logits than each alone"
+        elif has_window(base) and not any(windows):
+            reason = f"{type(base).__name__} does not hand its sliding window down to its attention"
+        else:
             return None
-        reason = f"{type(base).__name__} gives packed samples other logits than each alone"
     base.set_attn_implementation(before)
     return reason
+
+
+def unknown_layers(base: Any) -> str | None:
+    """A kind of layer that a trial on a few tokens cannot judge: it looks like full attention until its chunk ends."""
+    config = base.config.get_text_config()
+    unknown = sorted({*(getattr(config, "layer_types", None) or ())} - {"full_attention", "sliding_attention"})
+    if not unknown and getattr(config, "attention_chunk_size", None):
+        unknown = ["attention_chunk_size"]
+    return f"{type(base).__name__} has {', '.join(unknown)}, which rows of segments do not know" if unknown else None
+
+
+def has_window(base: Any) -> bool:
+    """Whether some layer sees only the last tokens."""
+    config = base.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    return "sliding_attention" in kinds if kinds else getattr(config, "sliding_window", None) is not None
 
 
 def all_logits(forward: Forward, row: Row) -> torch.Tensor:
@@ -185,15 +210,33 @@ def head_is_plain(model: nn.Module) -> bool:
 
 
 def head_agrees(model: nn.Module, device: torch.device) -> bool:
-    """Whether the model's logits are its last hidden states times its head's weight, with nothing after it."""
+    """Whether the model's logits are its last hidden states times its head's weight, with nothing after it.
+
+    Tried with large hidden states too: a cap on the logits leaves those of a new model nearly as they are.
+    """
     row = trial_rows(model)[0][0]
     forward = Forward(model, device, None, "padded", fused_head=True)
     try:
         with evaluating(model):
             hidden, weight = forward.hidden(forward.inputs(row))
-            return close(all_logits(forward, row), (hidden @ weight.T).flatten(0, 1))
-    except (TypeError, ValueError, AttributeError, RuntimeError):
+            expected = (hidden @ weight.T).flatten(0, 1)
+            factor = LARGE_LOGIT / float(expected.abs().max().clamp_min(1e-6))
+            with scaled_input(parts_of(model)[1], factor):
+                large = all_logits(forward, row)
+            return close(all_logits(forward, row), expected) and close(large, expected * factor)
+    except Exception:
+        # Somebody's model: one that cannot be tried makes its logits itself.
         return False
+
+
+@contextmanager
+def scaled_input(head: nn.Module, factor: float) -> Iterator[None]:
+    """Within the block the head's input comes multiplied."""
+    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0] * factor, *inputs[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def close(left: torch.Tensor, right: torch.Tensor) -> bool:

@@ -112,6 +112,7 @@ def load_request(
         seed=training.seed,
         batch_size=training.per_device_train_batch_size,
         accumulation=training.gradient_accumulation_steps,
+        template_variables=config.model.chat_template_kwargs,
     )
 
 
@@ -142,6 +143,7 @@ def load_validation(
             stop_ids=stop_ids,
             seed=training.seed,
             batch_size=training.per_device_eval_batch_size,
+            template_variables=config.model.chat_template_kwargs,
         )
     )
 
