@@ -70,7 +70,7 @@ def graftwork_collators():
 
 
 @pytest.fixture(autouse=True)
-def workplace(install_plugin, monkeypatch, tmp_path) -> Path:
+def cwd(install_plugin, monkeypatch, tmp_path) -> Path:
     """A folder with an (empty) model and one data file, and exactly two plugins: the core's own and the toy."""
     monkeypatch.setenv("GRAFTWORK_PLUGINS", "builtin,toy")
     monkeypatch.chdir(tmp_path)
@@ -92,18 +92,18 @@ data:
 
 
 @pytest.fixture
-def minimal(workplace) -> str:
+def minimal(cwd) -> str:
     """The name of a file with the least that a run needs: 7 lines."""
-    (workplace / "run.yaml").write_text(MINIMAL)
+    (cwd / "run.yaml").write_text(MINIMAL)
     return "run.yaml"
 
 
 @pytest.fixture
-def mistakes(workplace) -> Mistakes:
+def mistakes(cwd) -> Mistakes:
     """``mistakes("yaml text", *overrides, **environment)`` gives the texts of all mistakes, without the file's name."""
 
     def find(text: str, *overrides: str, **env: str) -> list[str]:
-        (workplace / "run.yaml").write_text(textwrap.dedent(text))
+        (cwd / "run.yaml").write_text(textwrap.dedent(text))
         try:
             load_config("run.yaml", overrides, env=env)
         except ConfigError as error:

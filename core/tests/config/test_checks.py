@@ -159,11 +159,11 @@ def test_one_proportion_asks_for_all(minimal):
     assert problems(minimal, *second, *shares) == []
 
 
-def test_a_path_that_is_relative_to_the_file_is_recognised(workplace, minimal):
-    folder = workplace / "configs"
+def test_a_path_that_is_relative_to_the_file_is_recognised(cwd, minimal):
+    folder = cwd / "configs"
     folder.mkdir()
     (folder / "near.jsonl").write_text("")
-    (folder / "run.yaml").write_text((workplace / minimal).read_text().replace("rows.jsonl", "near.jsonl"))
+    (folder / "run.yaml").write_text((cwd / minimal).read_text().replace("rows.jsonl", "near.jsonl"))
     (problem,) = problems("configs/run.yaml")
     assert problem.startswith("configs/run.yaml:7: data.train.datasets.0.dataset_path = 'near.jsonl': ")
     assert problem.endswith("paths are relative to the working directory: did you mean configs/near.jsonl?")

@@ -68,7 +68,7 @@ def test_what_is_dumped_reads_back_equal(seed):
     assert yaml.safe_load(text) == data
 
 
-def test_a_loaded_configuration_survives_a_round_trip_through_a_file(workplace, minimal):
+def test_a_loaded_configuration_survives_a_round_trip_through_a_file(cwd, minimal):
     overrides = [
         "training.eval_strategy=no",
         "model.peft_params={lora_r: 4}",
@@ -76,7 +76,7 @@ def test_a_loaded_configuration_survives_a_round_trip_through_a_file(workplace, 
         "model.dtype=bf16",
     ]
     config = load_config(minimal, overrides, env={})
-    (workplace / "resolved.yaml").write_text(config.to_yaml())
+    (cwd / "resolved.yaml").write_text(config.to_yaml())
     again = load_config("resolved.yaml", env={})
     assert again == config
     assert again.peft.lora_r == 4

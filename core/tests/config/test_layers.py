@@ -23,10 +23,8 @@ def test_an_override_sets_a_field(minimal, overrides, shown):
     assert config.where("training.max_steps") == f"command line: {shown}"
 
 
-def test_the_command_line_is_over_the_environment_which_is_over_the_file(workplace, minimal):
-    (workplace / minimal).write_text(
-        (workplace / minimal).read_text() + "training: {max_steps: 1, seed: 1, save_steps: 1}\n"
-    )
+def test_the_command_line_is_over_the_environment_which_is_over_the_file(cwd, minimal):
+    (cwd / minimal).write_text((cwd / minimal).read_text() + "training: {max_steps: 1, seed: 1, save_steps: 1}\n")
     env = {"GRAFTWORK_TRAINING__MAX_STEPS": "2", "GRAFTWORK_TRAINING__SEED": "2"}
     training = load_config(minimal, ["training.max_steps=3"], env=env).training
     assert (training.max_steps, training.seed, training.save_steps) == (3, 2, 1)
@@ -73,8 +71,8 @@ def test_a_configuration_can_stand_on_the_command_line_alone():
     assert (config.model.model_name, config.data.train.datasets[0].dataset_name) == ("./model", "text")
 
 
-def test_an_alias_on_the_command_line_replaces_the_field_in_the_file(workplace, minimal):
-    (workplace / minimal).write_text((workplace / minimal).read_text() + "    stream: true\n")
+def test_an_alias_on_the_command_line_replaces_the_field_in_the_file(cwd, minimal):
+    (cwd / minimal).write_text((cwd / minimal).read_text() + "    stream: true\n")
     assert load_config(minimal, ["data.train.streaming=false"], env={}).data.train.stream is False
 
 
@@ -133,8 +131,8 @@ def test_the_process_environment_is_used_by_default(minimal, monkeypatch):
         (b"- a\n", "the top of a configuration is a mapping"),
     ],
 )
-def test_a_file_that_is_no_mapping_in_yaml(workplace, content, said):
-    (workplace / "run.yaml").write_bytes(content)
+def test_a_file_that_is_no_mapping_in_yaml(cwd, content, said):
+    (cwd / "run.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=r"run\.yaml: \d mistake") as caught:
         load_config("run.yaml", env={})
     assert said in caught.value.problems[0]
@@ -145,6 +143,6 @@ def test_a_file_that_is_not_there_names_the_nearest(minimal):
         load_config("rum.yaml", env={})
 
 
-def test_a_folder_is_no_file(workplace):
+def test_a_folder_is_no_file(cwd):
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
-        load_config(workplace, env={})
+        load_config(cwd, env={})

@@ -74,8 +74,8 @@ def test_all_mistakes_of_all_kinds_are_reported_at_once_in_order(mistakes):
     )
 
 
-def test_the_message_names_the_file_and_counts(workplace):
-    (workplace / "run.yaml").write_text(WRONG)
+def test_the_message_names_the_file_and_counts(cwd):
+    (cwd / "run.yaml").write_text(WRONG)
     with pytest.raises(ConfigError) as caught:
         load_config("run.yaml", env={})
     lines = str(caught.value).splitlines()
@@ -120,10 +120,10 @@ def test_a_required_name_in_the_wrong_section_is_an_unknown_key(minimal, place):
     assert problem.startswith(f"command line: {place}=x: unknown key; ")
 
 
-def test_blocks_and_lists_left_empty_are_as_if_left_out(workplace, minimal):
-    text = (workplace / minimal).read_text()
+def test_blocks_and_lists_left_empty_are_as_if_left_out(cwd, minimal):
+    text = (cwd / minimal).read_text()
     config = load_config(minimal, env={})
-    (workplace / minimal).write_text(text + "        dataset_kwargs:\n  validation:\ntraining:\npeft:\n")
+    (cwd / minimal).write_text(text + "        dataset_kwargs:\n  validation:\ntraining:\npeft:\n")
     assert load_config(minimal, env={}) == config
 
 
