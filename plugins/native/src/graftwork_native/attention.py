@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 NAME = "graftwork_segments"
 
 HANDLED = frozenset(
-    {"softcap", "sliding_window", "position_ids", "cache_position", "is_causal", "use_cache", "output_attentions"}
-)
+    {"softcap", "sliding_window", "position_ids", "cache_position", "is_causal", "use_cache", "output_attentions",
+     "output_hidden_states", "output_router_logits"}
+)  # fmt: skip
 """Keywords of an attention call that are applied here, or that change nothing in a training row."""
 
 MATMUL_LIMIT = 1024

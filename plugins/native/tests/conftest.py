@@ -1,0 +1,176 @@
+"""Toy models, a byte tokenizer, small data files and configurations, all made here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from graftwork.config import RunConfig
+
+TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% else %}{{ '<' + message['role'] + '>' + message['content'] + '\n' }}{% endif %}{% endfor %}"
+)
+SIZE = {
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+    "eos_token_id": 257,
+    "pad_token_id": 258,
+}
+TOYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", SIZE),
+    "qwen2": ("qwen2", SIZE),
+    "mistral": ("mistral", {**SIZE, "sliding_window": 4}),
+    "gemma2": (
+        "gemma2",
+        {**SIZE, "head_dim": 8, "sliding_window": 4, "attn_logit_softcapping": 0.05, "final_logit_softcapping": 0.5},
+    ),
+    "gpt2": (
+        "gpt2",
+        {"vocab_size": 260, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "eos_token_id": 257}
+        | {"bos_token_id": 257, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0},
+    ),
+    "opt": (
+        "opt",
+        {**SIZE, "ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0, "attention_dropout": 0.0},
+    ),
+    "qwen2_moe": (
+        "qwen2_moe",
+        {**SIZE, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 2}
+        | {"num_experts_per_tok": 1, "use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0},
+    ),
+    "mixtral": ("mixtral", {**SIZE, "num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 4}),
+    "bloom": ("bloom", {"vocab_size": 260, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Toy products are faster on one thread, and the tests run beside one another."""
+    torch.set_num_threads(1)
+
+
+def make_model(kind: str, **changes: Any) -> Any:
+    """A toy model by plain transformers, its weights large enough that nothing is nearly linear."""
+    model_type, values = TOYS[kind]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **{**values, **changes})
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 0.15)
+    return model
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for each byte (0 to 255), then three special ones."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<unk>", "<end>", "<pad>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        eos_token="<end>",
+        pad_token="<pad>",
+        chat_template=TEMPLATE,
+        model_max_length=128,
+    )
+
+
+def save_toy(folder: Path, kind: str = "llama", dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+    """A toy model's folder, with the tokenizer."""
+    make_model(kind, **changes).to(dtype).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_chat(path: Path, rows: int = 12, seed: int = 0) -> Path:
+    """Questions and answers of different lengths."""
+    texts = [
+        {"messages": [{"role": "user", "content": f"q{seed} {number}" * (1 + number % 3)}]
+         + [{"role": "assistant", "content": f"a{number * 7 % 10}" * (1 + number % 4)}]}
+        for number in range(rows)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    return path
+
+
+def write_text(path: Path, documents: int = 10, seed: int = 0) -> Path:
+    """Documents of different lengths, a JSON line each."""
+    rows = [{"text": f"{seed}:{number} " + "abcdefgh"[number % 8] * (3 + 5 * number % 23)} for number in range(documents)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def make_config(tmp_path: Path, model: Path | str, data: dict[str, Any], **sections: Any) -> RunConfig:
+    """A run of a few steps; ``training`` and ``peft`` go over the defaults here."""
+    training = {
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "mixed_precision_dtype": "none",
+        "enable_tensorboard": False,
+        "trainer_kwargs": {"sample_count": 0},
+        **sections.pop("training", {}),
+    }
+    base = {"model_name": str(model), "device_map": "cpu", **sections.pop("model", {})}
+    return RunConfig.model_validate({"model": base, "data": data, "training": training, **sections})
+
+
+@pytest.fixture(scope="session")
+def toys() -> SimpleNamespace:
+    """The functions of this file, for tests to call."""
+    return SimpleNamespace(
+        model=make_model,
+        tokenizer=make_tokenizer,
+        save=save_toy,
+        chat=write_chat,
+        text=write_text,
+        config=make_config,
+        split=chat_split,
+        metrics=metrics_of,
+    )
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy Llama with its tokenizer; never written to."""
+    return save_toy(tmp_path_factory.mktemp("toy") / "llama")
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> dict[str, Any]:
+    """A ``data`` section: twelve conversations, and four to evaluate on."""
+    return {
+        "train": chat_split(write_chat(tmp_path / "train.jsonl")),
+        "validation": chat_split(write_chat(tmp_path / "validation.jsonl", 4, seed=1)),
+    }
+
+
+def chat_split(*paths: Path, **changes: Any) -> dict[str, Any]:
+    """A split of chat files."""
+    return {"datasets": [{"dataset_name": "text_sft", "dataset_path": str(path)} for path in paths], **changes}
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,85 @@
+"""The head's product and the cross-entropy in pieces, against PyTorch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from graftwork_native import loss
+from graftwork_native.loss import head_loss, plain_loss
+
+SCALE = 0.37
+
+
+def inputs(labels: int = 23, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(labels, 16, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(50, 16, generator=generator).to(dtype).requires_grad_()
+    return hidden, weight, torch.randint(50, (labels,), generator=generator)
+
+
+@pytest.fixture(params=[64 << 20, 4 * 50 * 16], ids=["one piece", "several pieces"])
+def _pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "PIECE_BYTES", request.param)
+
+
+@pytest.mark.usefixtures("_pieces")
+@pytest.mark.parametrize("labels", [23, 16, 32, 1])
+def test_loss_and_gradients(labels: int) -> None:
+    hidden, weight, target = inputs(labels)
+    wanted = F.cross_entropy(hidden @ weight.T, target, reduction="sum") * SCALE
+    gradients = torch.autograd.grad(wanted * 3.0, (hidden, weight))
+    for found in (head_loss(hidden, weight, target, SCALE), plain_loss(hidden @ weight.T, target, SCALE)):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+        for one, other in zip(torch.autograd.grad(found * 3.0, (hidden, weight)), gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(head_loss(hidden, weight, target, SCALE), wanted, rtol=1e-6, atol=0)
+
+
+@pytest.mark.usefixtures("_pieces")
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_a_frozen_side_gets_no_gradient(frozen: str) -> None:
+    hidden, weight, target = inputs()
+    (hidden if frozen == "hidden" else weight).requires_grad_(False)
+    head_loss(hidden, weight, target, SCALE).backward()
+    assert (hidden.grad is None) == (frozen == "hidden")
+    assert (weight.grad is None) == (frozen == "weight")
+
+
+@pytest.mark.usefixtures("_pieces")
+def test_bfloat16_states_and_float32_weight() -> None:
+    """The product is autocast's; the loss is float32 and the weight's gradient in the weight's type."""
+    hidden, weight, target = inputs()
+    half = hidden.detach().bfloat16().requires_grad_()
+    found = head_loss(half, weight, target, SCALE)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = F.linear(half.detach(), weight)
+    torch.testing.assert_close(found, F.cross_entropy(logits.float(), target, reduction="sum") * SCALE)
+    found.backward()
+    exact = torch.autograd.grad(plain_loss(hidden @ weight.T, target, SCALE), (hidden, weight))
+    assert half.grad is not None
+    assert weight.grad is not None
+    assert (half.grad.dtype, weight.grad.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(half.grad.float(), exact[0], rtol=0.05, atol=0.02)
+    torch.testing.assert_close(weight.grad, exact[1], rtol=0.05, atol=0.05)
+
+
+def test_no_labels_is_no_loss() -> None:
+    hidden, weight, target = inputs(0)
+    found = head_loss(hidden, weight, target, 1.0)
+    assert found.item() == 0.0
+    found.backward()
+    assert weight.grad is not None
+    assert not weight.grad.any()
+
+
+def test_pieces_are_bounded_by_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "PIECE_BYTES", 4 * 50 * 16)
+    seen = []
+    logits_of = loss.logits_of
+    monkeypatch.setattr(loss, "logits_of", lambda piece, weight: seen.append(len(piece)) or logits_of(piece, weight))
+    head_loss(*inputs(40), SCALE)
+    assert seen == [16, 16, 8]
