@@ -256,7 +256,7 @@ def test_an_eos_that_the_tokenizer_appends_is_not_part_of_a_prompt():
 
 def test_messages_without_a_template_are_an_error(engine):
     bare = TransformersEngine(loaded(engine.loaded.model, chat_template=None))
-    with pytest.raises(ModelError, match="no chat template.*give --chat-template NAME"):
+    with pytest.raises(ModelError, match=r"no chat template.*give --chat-template NAME"):
         bare.generate([[{"role": "user", "content": "hi"}]], greedy())
 
 

@@ -159,6 +159,15 @@ def test_short_runs_and_runs_without_evaluations(tmp_path, steps, evaluate):
     assert "Training loss" in text
 
 
+def test_the_only_point_of_a_curve_and_a_point_between_gaps_are_dots(tmp_path):
+    html = page(run_folder(tmp_path / "one", metrics(1)))
+    assert html.count('class="dots main"') == 5
+    broken = metrics(9, nan=range(2, 10, 2))
+    html = page(run_folder(tmp_path / "gaps", broken))
+    path = re.search(r'class="line main" d="([^"]+)"', html)[1]
+    assert path.count("M") == path.count("h0") == 5
+
+
 def test_a_run_that_broke_says_why(tmp_path):
     folder = run_folder(tmp_path, metrics(60, nan=range(41, 61)), status="failed", error="the disk is full")
     html = page(folder)

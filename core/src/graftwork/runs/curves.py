@@ -65,7 +65,9 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """A curve as SVG paths; ``area`` is the band of a thinned raw curve, ``last`` its last number as text."""
+    """A curve as SVG paths; ``area`` is the band of a thinned raw curve, ``last`` its last number as text.
+    ``lone`` is a curve of one point, which no line would show.
+    """
 
     label: str
     tone: str
@@ -73,6 +75,7 @@ class Drawn:
     last: str
     path: str
     area: str = ""
+    lone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,18 +171,19 @@ def draw(curve: Curve, x: Scale, y: Scale, show: Callable[[float], str]) -> Draw
     else:
         path = _line(thin(curve.points), x, y)
     last = show(curve.points[-1][1])
-    return Drawn(label=curve.label, tone=curve.tone, style=curve.style, last=last, path=path, area=area)
+    lone = len(finite(curve.points)) == 1
+    return Drawn(label=curve.label, tone=curve.tone, style=curve.style, last=last, path=path, area=area, lone=lone)
 
 
 def _line(points: Sequence[Point], x: Scale, y: Scale) -> str:
-    """A path with a gap wherever a value is not finite."""
-    parts, pen_down = [], False
+    """A path with a gap wherever a value is not finite; a point between two gaps is a dot."""
+    parts: list[str] = []
+    pen_down = False
     for step, value in points:
-        if not math.isfinite(value):
-            pen_down = False
-            continue
-        parts.append(f"{'L' if pen_down else 'M'}{x(step):.2f} {100 - y(value):.2f}")
-        pen_down = True
+        if math.isfinite(value):
+            place = f"{x(step):.2f} {100 - y(value):.2f}"
+            parts.append(f"L{place}" if pen_down else f"M{place}h0")
+        pen_down = math.isfinite(value)
     return "".join(parts)
 
 
