@@ -50,7 +50,7 @@ TOYS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_moe": (
         "qwen2_moe",
         {**SIZE, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 2}
-        | {"num_experts_per_tok": 1, "use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0},
+        | {"num_experts_per_tok": 1, "use_sliding_window": True, "sliding_window": 64, "layer_types": ["sliding_attention"] * 2},
     ),
     "mixtral": ("mixtral", {**SIZE, "num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 4}),
     "bloom": ("bloom", {"vocab_size": 260, "hidden_size": 32, "n_layer": 2, "n_head": 4}),

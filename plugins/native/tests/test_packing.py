@@ -161,6 +161,21 @@ def test_layers_that_attend_in_chunks_are_not_packed(toys: Any, caplog: pytest.L
     assert "attention_chunk_size" in caplog.text
 
 
+def test_a_leak_too_small_for_the_logits_is_seen(toys: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model = toys.model("llama")
+    decode = model.model.forward
+
+    def leaking(*args: Any, **kwargs: Any) -> Any:
+        output = decode(*args, **kwargs)
+        output[0][:, -1] += 1e-9 * output[0][:, 0]
+        return output
+
+    model.model.forward = leaking
+    with caplog.at_level(logging.WARNING, "graftwork_native"):
+        assert plan_forward(model, None).layout == "padded"
+    assert "gives packed samples other logits than each alone" in caplog.text
+
+
 def test_the_trial_leaves_the_model_as_it_was(toys: Any) -> None:
     model = toys.model("llama").train()
     before = torch.get_rng_state()
