@@ -139,7 +139,9 @@ def test_the_next_commands_fit_what_the_run_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     samples = [{"step": 1, "stage": "", "prompt": "What's it?", "completion": "x"}]
     folder = run_folder(tmp_path / "my run", metrics(3), samples=samples, status="interrupted")
-    assert "graft train -c './my run/config.yaml' --resume" in Reader(page(folder)).text
+    assert "Begin it again graft train -c './my run/config.yaml' --resume" in Reader(page(folder)).text
+    (folder / "checkpoints" / "step-3").mkdir(parents=True)
+    assert "Go on from the last checkpoint graft train -c" in Reader(page(folder)).text
     (folder / "final").mkdir()
     text = Reader(page(folder)).text
     assert "--resume" not in text

@@ -89,7 +89,9 @@ def commands(run: RunRecord, samples: Samples) -> Iterator[Command]:
             yield Command(what="Merge the adapter into its base", line=f"graft merge {name} --output-dir {merged}")
     if not final.is_dir() and (run.folder / "config.yaml").is_file():
         config = shlex.quote(_shown(run.folder / "config.yaml"))
-        yield Command(what="Go on from the last checkpoint", line=f"graft train -c {config} --resume")
+        saved = any((run.folder / "checkpoints").glob("step-*"))
+        what = "Go on from the last checkpoint" if saved else "Begin it again"
+        yield Command(what=what, line=f"graft train -c {config} --resume")
     if (run.folder / "tensorboard").is_dir():
         logs = shlex.quote(_shown(run.folder / "tensorboard"))
         yield Command(what="Compare runs in TensorBoard", line=f"tensorboard --logdir {logs}")
