@@ -31,7 +31,8 @@ def write_text(path: Path, text: str) -> None:
 def complete_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside ``path`` that takes its place when the block ends well, and goes if it does not.
 
-    ``path`` must not exist. Everything in the folder is on the disk before it gets its name.
+    Everything in the folder is on the disk before it gets its name. A folder that has the name already stays until
+    then.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
@@ -41,11 +42,29 @@ def complete_folder(path: Path) -> Iterator[Path]:
         for file in sorted(beside.rglob("*")):
             sync(file)
         sync(beside)
+        if path.exists():
+            remove_folder(path)
         beside.rename(path)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
     sync(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a killed process was writing, or removing, in ``folder``. Call it where nobody else writes."""
+    for path in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def remove_folder(path: Path) -> None:
+    """Out of the way by one rename first: half a folder must never look like a whole one."""
+    doomed = path.with_name(f".{path.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    shutil.rmtree(path.rename(doomed))
 
 
 def sync(path: Path) -> None:

@@ -11,13 +11,13 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from graftwork.errors import RunError, UsageError
-from graftwork.files import write_text
+from graftwork.files import remove_leftovers, sync, write_text
 from graftwork.registry import get_registry
 
 if TYPE_CHECKING:
@@ -28,14 +28,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 Listener = Callable[["Run", int, Mapping[str, float]], None]
 
+OWN = ("config.yaml", "metrics.jsonl", "samples.jsonl", "report.html", "final", "tensorboard")
+"""What a run writes beside ``run.json``: a folder that holds one of these without it belongs to somebody else."""
+
 
 class Run:
-    """A run folder that is being written to. ``start_step`` is the step that a resumed run goes on from."""
+    """A run folder that is being written to. ``start_step`` is the step that a resumed run goes on from.
+
+    ``fresh`` says that the folder was new, ``started`` that steps may have been taken.
+    """
 
     def __init__(self, folder: Path, config: RunConfig, lock: TextIO) -> None:
         self.folder = folder
         self.config = config
         self.start_step = 0
+        self.fresh = True
+        self.started = False
         self.metrics_path = folder / "metrics.jsonl"
         self.samples_path = folder / "samples.jsonl"
         self.record: dict[str, Any] = {}
@@ -45,8 +53,8 @@ class Run:
     @property
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
-        found = (self.folder / "checkpoints").glob("step-*")
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+        found = [path for path in (self.folder / "checkpoints").glob("step-*") if step_of(path) is not None]
+        return sorted(found, key=lambda path: step_of(path) or 0)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of ``metrics.jsonl``, then the listeners."""
@@ -70,11 +78,32 @@ class Run:
 
     def start(self, step: int) -> None:
         """Goes on from ``step``: lines written after it are dropped, as are halves of lines."""
-        self.start_step = step
+        self.start_step, self.started = step, True
+        with explained(self.folder):
+            write_text(self.folder / "config.yaml", self.config.to_yaml())
         for path in (self.metrics_path, self.samples_path):
             keep_lines(path, step)
         self.update(status="running", started=self.record.get("started") or now(), resumed_from=step or None)
         get_registry().events.run_started(self)
+
+    def flush(self) -> None:
+        """Puts the metrics on the disk: a checkpoint must not outlive the lines that came before it."""
+        if self.metrics_path.exists():
+            with explained(self.folder):
+                sync(self.metrics_path)
+
+    def discard(self) -> None:
+        """Takes back a new run that never began, so that the same folder can be used when the mistake is mended."""
+        for name in ("run.json", "config.yaml", ".lock"):
+            (self.folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: somebody else's files are in it
+            (self.folder / "checkpoints").rmdir()
+            self.folder.rmdir()
+        self.release()
+
+    def release(self) -> None:
+        """Lets other processes have the folder."""
+        self._lock.close()
 
     def finish(self, error: BaseException | None, *, interrupted: bool = False, **result: Any) -> None:
         """Writes the end of the run, and its report."""
@@ -84,7 +113,7 @@ class Run:
             self.update(status=status, finished=now(), error=str(error) if error else None, result=result)
             self._write_report()
         finally:
-            self._lock.close()
+            self.release()
 
     def _write_report(self) -> None:
         from graftwork.runs.report import write_report
@@ -106,20 +135,53 @@ def open_run(config: RunConfig, *, resume: bool) -> Run:
     A folder that holds a run is only gone on with, never written over.
     """
     folder = Path(config.training.output_dir)
-    exists = (folder / "run.json").exists()
-    if exists and not resume:
-        raise UsageError(
-            f"training.output_dir: {folder} holds a run already; go on with it (--resume), or choose another folder"
-        )
     with explained(folder):
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         lock = take_lock(folder)
-        run = Run(folder, config, lock)
-        if exists:
-            run.record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        else:
-            write_text(folder / "config.yaml", config.to_yaml())
+        try:
+            return enter(folder, config, lock, resume=resume)
+        except BaseException:
+            lock.close()
+            raise
+
+
+def enter(folder: Path, config: RunConfig, lock: TextIO, *, resume: bool) -> Run:
+    """The run in a locked folder, with what it was before where it is gone on with."""
+    run = Run(folder, config, lock)
+    if (folder / "run.json").exists():
+        if not resume:
+            raise UsageError(
+                f"training.output_dir: {folder} holds a run already; go on with it (--resume), or choose another folder"
+            )
+        run.record, run.fresh = read_record(folder / "run.json"), False
+        remove_leftovers(folder)
+        remove_leftovers(folder / "checkpoints")
+    elif foreign := [name for name in OWN if (folder / name).exists()]:
+        raise UsageError(
+            f"training.output_dir: {folder} has {', '.join(foreign)} in it, which no run here wrote and a run would "
+            "write over; choose another folder"
+        )
+    else:
+        # First of all, so that whatever else is in the folder is known to be this run's
+        write_text(folder / "run.json", "{}\n")
+    if not (folder / "config.yaml").exists():
+        write_text(folder / "config.yaml", config.to_yaml())
     return run
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What ``run.json`` says."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); start a new run in another training.output_dir") from error
+    return record
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step of ``step-12``; None where the name is another."""
+    number = checkpoint.name.removeprefix("step-")
+    return int(number) if number.isdecimal() else None
 
 
 def take_lock(folder: Path) -> TextIO:
@@ -144,8 +206,20 @@ def keep_lines(path: Path, step: int) -> None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSONL file that are complete; the last one of a killed process may not be."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    if not path.exists():
+        return []
+    # Not splitlines: a text may hold the other characters that end a line for Python
+    *lines, _half = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [found for line in lines if (found := read_line(line)) is not None]
+
+
+def read_line(line: str) -> dict[str, Any] | None:
+    """The object in a line, or None where a full disk or a power cut left something else."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "step" in found else None
 
 
 @contextmanager
