@@ -50,7 +50,12 @@ TOYS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_moe": (
         "qwen2_moe",
         {**SIZE, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 2}
-        | {"num_experts_per_tok": 1, "use_sliding_window": True, "sliding_window": 64, "layer_types": ["sliding_attention"] * 2},
+        | {
+            "num_experts_per_tok": 1,
+            "use_sliding_window": True,
+            "sliding_window": 64,
+            "layer_types": ["sliding_attention"] * 2,
+        },
     ),
     "mixtral": ("mixtral", {**SIZE, "num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 4}),
     "bloom": ("bloom", {"vocab_size": 260, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
@@ -115,7 +120,9 @@ def write_chat(path: Path, rows: int = 12, seed: int = 0) -> Path:
 
 def write_text(path: Path, documents: int = 10, seed: int = 0) -> Path:
     """Documents of different lengths, a JSON line each."""
-    rows = [{"text": f"{seed}:{number} " + "abcdefgh"[number % 8] * (3 + 5 * number % 23)} for number in range(documents)]
+    rows = [
+        {"text": f"{seed}:{number} " + "abcdefgh"[number % 8] * (3 + 5 * number % 23)} for number in range(documents)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

@@ -184,7 +184,9 @@ def test_long_segments_do_not_hold_all_scores(monkeypatch: pytest.MonkeyPatch) -
     calls = []
     kernel = F.scaled_dot_product_attention
     monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda *args, **kwargs: calls.append(args[0].shape[2]) or kernel(*args, **kwargs)
+        F,
+        "scaled_dot_product_attention",
+        lambda *args, **kwargs: calls.append(args[0].shape[2]) or kernel(*args, **kwargs),
     )
     call(*operands())
     assert calls == [7, 12]

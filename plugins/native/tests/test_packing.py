@@ -45,7 +45,9 @@ def reference(model: Any, chosen: list[Sample]) -> tuple[float, dict[str, torch.
 
 
 def assert_same(
-    found: tuple[float, dict[str, torch.Tensor]], expected: tuple[float, dict[str, torch.Tensor]], tolerance: float = 1e-5
+    found: tuple[float, dict[str, torch.Tensor]],
+    expected: tuple[float, dict[str, torch.Tensor]],
+    tolerance: float = 1e-5,
 ) -> None:
     """The loss, and each gradient within ``tolerance`` of its own largest entry. A gradient that is zero but for
     rounding (OPT's bias of the keys, which softmax does not see) is measured by the model's largest.
