@@ -138,7 +138,8 @@ def test_answers_stand_beside_each_other_in_the_order_of_the_run(tmp_path):
 def test_the_next_commands_fit_what_the_run_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     samples = [{"step": 1, "stage": "", "prompt": "What's it?", "completion": "x"}]
-    folder = run_folder(tmp_path / "my run", metrics(3), samples=samples, status="interrupted")
+    folder = run_folder(tmp_path / "my run", metrics(3), samples=samples, status="interrupted", total_steps=9)
+    assert "Steps 3 of 9" in Reader(page(folder)).text
     assert "Begin it again graft train -c './my run/config.yaml' --resume" in Reader(page(folder)).text
     (folder / "checkpoints" / "step-3").mkdir(parents=True)
     assert "Go on from the last checkpoint graft train -c" in Reader(page(folder)).text
@@ -276,6 +277,8 @@ def test_steps_are_whole():
         (words.count(8_030_261_248), "8.03 B"),
         (words.round_count(2_500), "2,500"),
         (words.round_count(1_500_000), "1.5M"),
+        (words.duration(0.0244), "24 ms"),
+        (words.duration(0.9997), "1.0 s"),
         (words.duration(8.44), "8.4 s"),
         (words.duration(59.9), "1 min 00 s"),
         (words.duration(9.96), "10 s"),

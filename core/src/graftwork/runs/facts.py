@@ -161,7 +161,7 @@ def _tokens(run: RunRecord) -> Fact | None:
     total = sum(value for _, value in finite(run.curve("tokens")))
     if not steps:
         return None
-    planned = run.setting("training.max_steps", -1)
+    planned = run.info.get("total_steps", run.setting("training.max_steps", -1))
     of = f" of {planned:,}" if is_number(planned) and planned > steps else ""
     detail = f"{words.count(total)} tokens" if total else ""
     return Fact(label="Steps", value=f"{steps:,}", unit=of, detail=detail)

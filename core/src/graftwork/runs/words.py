@@ -64,7 +64,9 @@ def memory(value_bytes: float) -> tuple[str, str]:
 
 
 def duration(value_s: float) -> str:
-    """``8.4 s``, ``3 min 12 s``, ``2 h 05 min``."""
+    """``24 ms``, ``8.4 s``, ``3 min 12 s``, ``2 h 05 min``."""
+    if value_s < 0.9995:
+        return f"{1000 * value_s:.{0 if value_s >= 0.01 else 1}f} ms"
     if value_s < 9.95:
         return f"{value_s:.1f} s"
     whole = round(value_s)
