@@ -111,7 +111,9 @@ def test_the_lora_example_goes_onto_a_real_model(tmp_path: Path) -> None:
         "model.chat_template=null",
     )
     before, after = AutoModelForCausalLM.from_pretrained(base), AutoModelForCausalLM.from_pretrained(final(result))
-    changed = {name for name, weight in after.state_dict().items() if not torch.equal(weight, before.state_dict()[name])}
+    changed = {
+        name for name, weight in after.state_dict().items() if not torch.equal(weight, before.state_dict()[name])
+    }
     assert {name.split(".")[-2] for name in changed} == {"q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"}
 
 
