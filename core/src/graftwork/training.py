@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
+from graftwork.config import check_config, plugin_params
 from graftwork.errors import RunError, UsageError
 from graftwork.registry import get_registry
 from graftwork.runs.run import Listener, Run, open_run
@@ -75,8 +76,10 @@ def train(config: RunConfig, *, resume: bool = False, listeners: Sequence[Listen
     """
     from graftwork.data.loader import fingerprint
 
+    check_config(config)
+    set_log_levels(config)
     spec = get_registry().trainers[config.training.trainer_type]
-    params = spec.params().model_validate(config.training.trainer_kwargs) if spec.params else None
+    params = plugin_params(spec, config.training.trainer_kwargs)
     data = {"train": fingerprint(config.data.train), "validation": fingerprint(config.data.validation)}
     resume = resume or config.training.try_resume_from_last_checkpoint or bool(config.training.resume_from_checkpoint)
     run = open_run(config, resume=resume)
@@ -94,6 +97,13 @@ def train(config: RunConfig, *, resume: bool = False, listeners: Sequence[Listen
     finally:
         finish(run, result, error)
     return result
+
+
+def set_log_levels(config: RunConfig) -> None:
+    """``log_level`` for graftwork's own notices, ``dep_log_level`` for those of the libraries below it."""
+    logging.getLogger("graftwork").setLevel(config.training.log_level.upper())
+    for library in ("transformers", "peft", "datasets"):
+        logging.getLogger(library).setLevel(config.training.dep_log_level.upper())
 
 
 def finish(run: Run, result: TrainResult | None, error: BaseException | None) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from graftwork.data.readers import Row
 
-SHAPES = "messages; instruction + output; prompt + completion"
+SHAPES = "messages; instruction + output; prompt + completion (or response); question + answer"
 
 
 def to_conversation(row: Row, messages_field: str = "messages") -> Conversation:
@@ -36,9 +36,9 @@ def from_messages(messages: Any, where: str, field: str) -> Conversation:
         conversation = Conversation.model_validate({"messages": messages})
     except ValidationError as error:
         first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"][1:])
+        path = ".".join([field, *(str(part) for part in first["loc"][1:])])
         value = repr(first["input"])[:60]
-        raise DataError(f"{where}: {field}.{path}: {first['msg']} (got {value})") from None
+        raise DataError(f"{where}: {path}: {first['msg']} (got {value})") from None
     if not conversation.filter_messages(Role.ASSISTANT):
         raise DataError(f"{where}: no turn has the role assistant, so there is nothing to learn; remove the row")
     return conversation

@@ -121,8 +121,10 @@ def encoder_for(spec: DatasetSpec, options: BaseModel | None, request: LoadReque
     if spec.schema == "text":
         return text_encoder(request.tokenizer, getattr(options, "text_field", "text"))
     if spec.schema == "chat":
-        field = getattr(options, "messages_field", "messages")
-        return chat_encoder(request.tokenizer, request.split, field, request.stop_ids, request.template_variables)
+        messages_field = getattr(options, "messages_field", "messages")
+        return chat_encoder(
+            request.tokenizer, request.split, messages_field, request.stop_ids, request.template_variables
+        )
     raise DataError(f"dataset {spec.name} holds {spec.schema} rows, which this loader does not read")
 
 

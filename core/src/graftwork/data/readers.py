@@ -1,8 +1,7 @@
 """Files to rows: text, JSON lines and JSON files, whole or streamed, from any position.
 
 A position is ``(file, offset)``: the index of the file among the source's files, and the number of bytes (JSON
-lines, text) or of elements (JSON) already read from it. A reader can start at any position that it gave out,
-so resuming a stream costs one seek.
+lines, text) or of elements (JSON) already read from it. A reader can start at any position that it gave out.
 """
 
 from __future__ import annotations
@@ -127,7 +126,7 @@ def read_json_lines(path: Path, offset: int) -> Iterator[tuple[Mapping[str, Any]
 def read_json(path: Path, offset: int) -> Iterator[tuple[Mapping[str, Any], str, int]]:
     """A file with one list of objects; ``offset`` counts its elements."""
     try:
-        rows = json.loads(decode(path.read_bytes(), str(path)))
+        rows = parse(decode(path.read_bytes(), str(path)))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}; mend the file, or rename it .jsonl") from None
     if not isinstance(rows, list):
@@ -157,15 +156,16 @@ def read_separated(path: Path, offset: int, separator: str) -> Iterator[tuple[st
         number = first = skip_lines(file, offset) + 1
         for line in iter(file.readline, b""):
             offset += len(line)
-            text = decode(line, f"{path}:{number}")
+            # A byte order mark is one at the start of the file; anywhere else it is a character of the text.
+            text = decode(line, f"{path}:{number}", mark=offset == len(line))
             number += 1
             if text.strip() != separator.strip():
                 lines.append(text)
                 continue
-            if document := "".join(lines).strip("\n"):
+            if document := "".join(lines).strip("\r\n"):
                 yield document, f"{path}:{first}", offset
             lines, first = [], number
-    if document := "".join(lines).strip("\n"):
+    if document := "".join(lines).strip("\r\n"):
         yield document, f"{path}:{first}", offset
 
 
@@ -181,18 +181,33 @@ def skip_lines(file: BinaryIO, offset: int) -> int:
 def parse_object(line: bytes, where: str) -> Mapping[str, Any]:
     """A line as a JSON object."""
     try:
-        data = json.loads(decode(line, where))
+        data = parse(decode(line, where))
     except json.JSONDecodeError as error:
         shown = line.decode("utf-8", "replace").strip()[:60]
-        raise DataError(f"{where}: not JSON: {error.msg} (column {error.colno}): {shown}") from None
+        raise DataError(
+            f"{where}: not JSON: {error.msg} (column {error.colno}): {shown}; mend or remove the line"
+        ) from None
     if not isinstance(data, dict):
         raise DataError(f"{where}: {json.dumps(data)[:60]} is not an object; each row must be {{...}}")
     return data
 
 
-def decode(data: bytes, where: str) -> str:
+def parse(text: str) -> Any:
+    """JSON; what Python cannot hold (too deep, too many digits, half a character) counts as no JSON."""
+    try:
+        data = json.loads(text)
+        if "\\u" in text:
+            json.dumps(data, ensure_ascii=False).encode()
+    except json.JSONDecodeError:
+        raise
+    except (RecursionError, ValueError) as error:
+        raise json.JSONDecodeError(str(error), text, 0) from None
+    return data
+
+
+def decode(data: bytes, where: str, *, mark: bool = True) -> str:
     """UTF-8, with or without a byte order mark."""
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig" if mark else "utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 (byte {error.start}: {data[error.start]:#x}); convert the file") from None

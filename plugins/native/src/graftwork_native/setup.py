@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork.adapters import attach_adapter, load_adapter
-from graftwork.builders import build_model, build_tokenizer
+from graftwork.builders import build_tokenizer
 from graftwork.builders.family import family_of_params
 from graftwork.data.indexed import IndexedLoader
 from graftwork.data.loader import Loader, LoadRequest, describe, load_indexed, load_split, schema_of
@@ -17,7 +15,8 @@ from graftwork.registry import get_registry
 from graftwork.tokenizers import stop_token_ids
 from graftwork_native import precision
 from graftwork_native.evaluation import Prompt, prompts_of
-from graftwork_native.forward import Forward, base_of, plan_forward
+from graftwork_native.forward import Forward, plan_forward
+from graftwork_native.model import device_of, load_model
 from graftwork_native.optimizers import parameter_groups
 from graftwork_native.params import NativeParams
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerFast
 
-    from graftwork.config import DatasetSplitParams, ModelParams, RunConfig
+    from graftwork.config import DatasetSplitParams, RunConfig
     from graftwork.training import TrainRequest
 
 logger = logging.getLogger(__name__)
@@ -89,7 +88,12 @@ def set_up(request: TrainRequest) -> Parts:
 
 
 def check_schema(config: RunConfig) -> None:
-    """The data must be of a kind that the trainer learns from; NATIVE takes both."""
+    """The data must be of a kind that the trainer learns from (NATIVE takes both), the metric one that it has."""
+    if config.training.metric_for_best_model != "eval_loss":
+        raise UsageError(
+            f"training.metric_for_best_model: {config.training.metric_for_best_model} is not measured here; the native "
+            "trainers measure eval_loss"
+        )
     spec = get_registry().trainers[config.training.trainer_type]
     schema = schema_of(config.data.train)
     if schema not in spec.schemas:
@@ -155,58 +159,6 @@ def count_steps(config: RunConfig, loader: Loader) -> int:
     if not isinstance(loader, IndexedLoader):
         raise UsageError("training.max_steps: data that is streamed has no known end; say how many steps to train")
     return loader.count_steps(config.training.num_train_epochs)
-
-
-def load_model(config: RunConfig, checkpoint: Path | None) -> tuple[nn.Module, torch.dtype]:
-    """The model in training mode with float32 masters, from a checkpoint where the run goes on from one.
-
-    Also the type that it was loaded in.
-    """
-    quantization = config.peft if config.training.use_peft and config.peft.q_lora else None
-    full = checkpoint is not None and not config.training.use_peft
-    model: Any = build_model(at_checkpoint(config.model, checkpoint) if full else config.model, quantization)
-    loaded_dtype = model.dtype
-    if config.training.use_peft:
-        model = load_adapter(model, checkpoint, trainable=True) if checkpoint else attach(model, config)
-    if config.model.torch_dtype == "auto":
-        precision.use_float32_masters(model)
-    if config.training.enable_gradient_checkpointing:
-        checkpoint_gradients(model, config)
-    if config.training.compile:
-        base_of(model).compile()
-    return model.train(), loaded_dtype
-
-
-def at_checkpoint(params: ModelParams, checkpoint: Path | None) -> ModelParams:
-    """The same model with the weights of a checkpoint, whose own configuration says all about it."""
-    changes = {
-        "model_name": str(Path(checkpoint or "").absolute()),
-        "load_pretrained_weights": True,
-        "model_kwargs": {},
-    }
-    return params.model_copy(update=changes)
-
-
-def attach(model: Any, config: RunConfig) -> Any:
-    """A fresh adapter; one that ``model.adapter_model`` brought is trained on."""
-    if config.model.adapter_model:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name or "modules_to_save" in name)
-        return model
-    return attach_adapter(model, config.peft, family=config.model.family)
-
-
-def checkpoint_gradients(model: Any, config: RunConfig) -> None:
-    """Recompute each layer on the way back instead of keeping its activations."""
-    options = {"use_reentrant": False, **config.training.gradient_checkpointing_kwargs}
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-    if config.training.use_peft:
-        model.enable_input_require_grads()
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter is."""
-    return next(model.parameters()).device
 
 
 def choose_prompts(

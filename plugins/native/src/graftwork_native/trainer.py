@@ -21,9 +21,10 @@ from graftwork_native.checkpoint import TrainerState, load_state, restore, save_
 from graftwork_native.evaluation import complete, evaluate
 from graftwork_native.interrupt import Interrupt
 from graftwork_native.memory import keep_freed_memory, peak_memory_bytes
+from graftwork_native.model import load_model
 from graftwork_native.params import NativeParams
 from graftwork_native.schedule import learning_rate
-from graftwork_native.setup import load_model, set_up
+from graftwork_native.setup import set_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,8 +84,9 @@ class NativeTrainer:
             begin = time.perf_counter()
             rows = next(steps)
             metrics = self._step(rows)
-            self._log(rows, metrics, time.perf_counter() - begin)
-            self._after_step(new_epoch=self.parts.loader.epoch > epoch)
+            new_epoch = self.parts.loader.epoch > epoch
+            self._log(rows, metrics, time.perf_counter() - begin, new_epoch=new_epoch)
+            self._after_step(new_epoch=new_epoch)
 
     def _step(self, rows: list[Row]) -> dict[str, float]:
         """One optimizer step over all its rows."""
@@ -116,11 +118,19 @@ class NativeTrainer:
                 "before it. Lower training.learning_rate, lengthen the warm-up, or set max_grad_norm, in a new run"
             )
 
-    def _log(self, rows: list[Row], metrics: dict[str, float], seconds: float) -> None:
+    def _is_logged(self, *, new_epoch: bool) -> bool:
+        training, step = self.training, self.state.step
+        if step == self.parts.total_steps or (step == 1 and training.logging_first_step):
+            return True
+        if training.logging_strategy == "steps":
+            return step % training.logging_steps == 0
+        return training.logging_strategy == "epoch" and new_epoch
+
+    def _log(self, rows: list[Row], metrics: dict[str, float], seconds: float, *, new_epoch: bool) -> None:
         tokens = sum(row.num_tokens for row in rows)
         self.state.tokens += tokens
         self.last |= metrics
-        if self.state.step % self.training.logging_steps and self.state.step != self.parts.total_steps:
+        if not self._is_logged(new_epoch=new_epoch):
             return
         self.run.log(
             self.state.step,

@@ -1,0 +1,84 @@
+"""The model that is trained: from its source or from a checkpoint, with its adapter, in the right types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftModel
+
+from graftwork.adapters import attach_adapter, load_adapter
+from graftwork.adapters.folder import adapter_folder
+from graftwork.builders import build_model
+from graftwork.errors import UsageError
+from graftwork_native import precision
+from graftwork_native.forward import base_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from graftwork.config import ModelParams, RunConfig
+
+
+def load_model(config: RunConfig, checkpoint: Path | None) -> tuple[nn.Module, torch.dtype]:
+    """The model in training mode, with the weights of ``checkpoint`` where a run goes on from one.
+
+    Also the type that it was loaded in: its trained weights are float32 masters from here on, unless
+    ``model.torch_dtype`` names another type.
+    """
+    model = base_model(config, checkpoint)
+    loaded_dtype = model.dtype
+    if config.training.use_peft:
+        model = with_adapter(model, config, checkpoint)
+    if config.model.torch_dtype == "auto":
+        precision.use_float32_masters(model)
+    if config.training.enable_gradient_checkpointing:
+        checkpoint_gradients(model, config)
+    if config.training.compile:
+        base_of(model).compile()
+    return model.train(), loaded_dtype
+
+
+def base_model(config: RunConfig, checkpoint: Path | None) -> Any:
+    """The model without an adapter; from the checkpoint where all weights are trained."""
+    use_peft, adapter = config.training.use_peft, config.model.adapter_model
+    params = config.model.model_copy(update={"adapter_model": None})
+    if checkpoint is not None and not use_peft:
+        params = at_checkpoint(params, checkpoint)
+    model = build_model(params, config.peft if use_peft and (config.peft.q_lora or config.peft.quantizer) else None)
+    if isinstance(model, PeftModel) or (adapter and not use_peft):
+        raise UsageError(
+            f"model.model_name {config.model.model_name!r} comes with an adapter. To train the adapter further, give "
+            "its base as model_name, the adapter as model.adapter_model, and set training.use_peft: true; to train "
+            "all weights, merge it first (graft merge)"
+        )
+    return model
+
+
+def at_checkpoint(params: ModelParams, checkpoint: Path) -> ModelParams:
+    """The same model with the weights of a checkpoint, whose own ``config.json`` says all about it."""
+    name = str(checkpoint.absolute())
+    return params.model_copy(update={"model_name": name, "load_pretrained_weights": True, "model_kwargs": {}})
+
+
+def with_adapter(model: Any, config: RunConfig, checkpoint: Path | None) -> Any:
+    """The checkpoint's adapter, else the one that the configuration names, else a fresh one."""
+    adapter = config.model.adapter_model
+    folder = checkpoint or (adapter_folder(adapter) if adapter else None)
+    if folder is None:
+        return attach_adapter(model, config.peft, family=config.model.family)
+    return load_adapter(model, folder, trainable=True)
+
+
+def checkpoint_gradients(model: Any, config: RunConfig) -> None:
+    """Recompute each layer on the way back instead of keeping its activations."""
+    options = {"use_reentrant": False, **config.training.gradient_checkpointing_kwargs}
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    if config.training.use_peft:
+        model.enable_input_require_grads()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter is."""
+    return next(model.parameters()).device
