@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pydantic import BaseModel
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
@@ -110,7 +111,8 @@ class ChatTemplate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerSpec:
     """A training method. ``ignored_fields`` are core fields (``training.optimizer``) that it cannot honour:
-    setting one of them is an error, found before anything loads."""
+    setting one of them is an error, found before anything loads.
+    """
 
     name: str
     build: Callable[[TrainRequest], Trainer]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
@@ -15,6 +14,8 @@ from graftwork_native import precision
 from graftwork_native.forward import base_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import nn
 

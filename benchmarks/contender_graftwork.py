@@ -1,0 +1,62 @@
+"""One measurement of graftwork's native trainer: prints one line of JSON."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+WARM_UP = 3
+
+
+def main(model: str, data: str, steps: int) -> dict[str, Any]:
+    """Trains ``steps`` steps after the warm-up and times each from the end of the one before it."""
+    from graftwork import DataParams, ModelParams, RunConfig, TrainingParams, train
+
+    folder = Path(tempfile.mkdtemp())
+    ends: list[float] = []
+    lines: list[Mapping[str, float]] = []
+
+    def listen(run: object, step: int, metrics: Mapping[str, float]) -> None:
+        ends.append(time.perf_counter())
+        lines.append(metrics)
+
+    config = RunConfig(
+        model=ModelParams(model_name=model),
+        data=DataParams(train={"datasets": [{"dataset_name": "text_sft", "dataset_path": data}], "max_length": 1024}),
+        training=TrainingParams(
+            trainer_type="NATIVE_SFT",
+            output_dir=str(folder / "run"),
+            max_steps=WARM_UP + steps,
+            per_device_train_batch_size=8,
+            mixed_precision_dtype="bf16",
+            learning_rate=2e-5,
+            save_steps=0,
+            save_final_model=False,
+            enable_tensorboard=False,
+        ),
+    )
+    train(config, listeners=[listen])
+    shutil.rmtree(folder)
+    times = [end - begin for begin, end in itertools.pairwise(ends)][WARM_UP - 1 :]
+    measured = lines[WARM_UP:]
+    return {
+        "seconds": times,
+        "tokens": [line["tokens"] for line in measured],
+        "labels": [line["supervised_tokens"] for line in measured],
+        "first_loss": lines[0]["loss"],
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
