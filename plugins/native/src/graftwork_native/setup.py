@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graftwork.builders import build_tokenizer
+from graftwork.builders import build_chat_template, build_tokenizer
 from graftwork.builders.family import family_of_params
 from graftwork.data.indexed import IndexedLoader
 from graftwork.data.loader import Loader, LoadRequest, describe, load_indexed, load_split, schema_of
@@ -56,7 +56,7 @@ def set_up(request: TrainRequest) -> Parts:
     config, params = request.config, request.params
     assert isinstance(params, NativeParams)
     check_schema(config)
-    tokenizer = build_tokenizer(config.model)
+    tokenizer = training_tokenizer(config)
     stop_ids = stop_token_ids(tokenizer, family=family_of_params(config.model))
     loader = load_split(load_request(config, config.data.train, tokenizer, stop_ids))
     validation = load_validation(config, tokenizer, stop_ids)
@@ -85,6 +85,16 @@ def set_up(request: TrainRequest) -> Parts:
         loaded_dtype=loaded_dtype,
         facts=facts,
     )
+
+
+def training_tokenizer(config: RunConfig) -> PreTrainedTokenizerFast:
+    """The tokenizer; on documents without the stand-in template, which would be saved with a model that was never
+    trained on it and make a chat model of it."""
+    tokenizer = build_tokenizer(config.model)
+    stand_in = config.model.chat_template is None and tokenizer.chat_template == build_chat_template("default")
+    if stand_in and schema_of(config.data.train) == "text":
+        tokenizer.chat_template = None
+    return tokenizer
 
 
 def check_schema(config: RunConfig) -> None:
