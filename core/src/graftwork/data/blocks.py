@@ -1,7 +1,8 @@
 """Packing: samples to blocks of at most ``max_length`` tokens. A forward pass takes a number of blocks.
 
 Without packing a block is one sample. With it, conversations stay whole and fill a block until the next one
-would not fit; documents are cut where the block is full, and the rest begins the next block.
+would not fit; documents are cut where the block is full, and the rest begins the next block. What nothing can be
+learned from (an empty document, a last block of one token) is left out.
 """
 
 from __future__ import annotations
@@ -27,11 +28,18 @@ class Packer:
         self._pending: Block = []
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits for its block to be full."""
+        return not self._pending
+
+    @property
     def _room(self) -> int:
         return self.max_length - sum(len(sample) for sample in self._pending)
 
     def add(self, sample: Sample) -> Iterator[Block]:
         """The blocks that are complete now that ``sample`` came."""
+        if len(sample) < 2:
+            return
         if self.packing == "none":
             yield from ([piece] for piece in (windows(sample, self.max_length) if self.documents else [sample]))
         elif self.packing == "whole":
@@ -52,8 +60,8 @@ class Packer:
 
     def flush(self) -> Iterator[Block]:
         """What is left, as a last block."""
-        if self._pending:
-            block, self._pending = self._pending, []
+        block, self._pending = self._pending, []
+        if any(sample.trained[1:].any() for sample in block):
             yield block
 
     def state_dict(self) -> list[dict[str, Any]]:

@@ -23,6 +23,11 @@ logger = logging.getLogger(__name__)
 SHOWN = 10
 """How many bad rows one error lists."""
 
+NOTHING_LEFT = (
+    "the data has rows, but none that can be learned from: each is dropped, shorter than two tokens, or left out by "
+    "sample_count or mixture_proportion; change these, or the data"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Counts:
@@ -37,7 +42,7 @@ def read_samples(source: RowSource, encode: Encode, max_length: int | None, over
     """Every row of a source as a sample. All bad rows are reported in one :class:`DataError`."""
     samples: list[Sample] = []
     problems: list[str] = []
-    read = 0
+    read = shortened = 0
     for row in source.rows():
         read += 1
         try:
@@ -47,14 +52,16 @@ def read_samples(source: RowSource, encode: Encode, max_length: int | None, over
             problems.append(str(error))
         else:
             samples.extend([kept] if kept else [])
+            shortened += kept is not None and len(kept) < len(sample)
     if problems:
         raise bad_rows(problems, read)
     if not samples:
         names = ", ".join(str(file) for file in source.files)
         reason = f"all {read} rows were dropped as too long" if read else "no rows in it"
         raise DataError(f"{names}: {reason}; there is nothing to train on")
-    if len(samples) < read:
-        logger.warning("%s: %d of %d rows dropped as too long", source.files[0], read - len(samples), read)
+    for count, what in ((read - len(samples), "dropped as too long"), (shortened, "cut off after max_length tokens")):
+        if count:
+            logger.warning("%s: %d of %d rows %s", source.files[0], count, read, what)
     return samples
 
 
@@ -82,11 +89,11 @@ def batches(items: Iterable[Block], size: int) -> Iterator[list[Block]]:
 def mark_last(items: Iterable[list[Block]]) -> Iterator[tuple[list[Block], bool]]:
     """Each item, and whether it is the last."""
     iterator = iter(items)
-    item = next(iterator)
-    for following in iterator:
-        yield item, False
+    item = next(iterator, None)
+    while item is not None:
+        following = next(iterator, None)
+        yield item, following is None
         item = following
-    yield item, True
 
 
 def to_rows(blocks: Sequence[Block], batch_size: int) -> list[Row]:
@@ -118,18 +125,25 @@ class IndexedLoader:
 
     @property
     def counts(self) -> Counts:
-        """Over all datasets."""
+        """Over all datasets, before sampling and mixing."""
         samples = [sample for dataset in self.datasets for sample in dataset]
         tokens = sum(len(sample) for sample in samples)
         return Counts(len(samples), tokens, sum(int(sample.trained[1:].sum()) for sample in samples))
 
     def blocks(self, epoch: int) -> Iterator[Block]:
-        """The blocks of one epoch."""
+        """The blocks of one epoch; at least one, else :class:`DataError`."""
         packer = self.make_packer()
         sizes = [len(dataset) for dataset in self.datasets]
+        found = False
         for number, index in epoch_order(sizes, self.split, self.seed, epoch):
-            yield from packer.add(self.datasets[number][index])
-        yield from packer.flush()
+            for block in packer.add(self.datasets[number][index]):
+                found = True
+                yield block
+        for block in packer.flush():
+            found = True
+            yield block
+        if not found:
+            raise DataError(NOTHING_LEFT)
 
     def count_steps(self, epochs: float) -> int:
         """Optimizer steps in so many epochs."""

@@ -57,11 +57,12 @@ def interleave(
 ) -> list[Pick]:
     """Draws until the first dataset has run out, or until all have; the others begin again meanwhile."""
     picks: list[Pick] = []
+    shares = np.asarray(proportions) / sum(proportions)  # they may be rounded: 0.33, 0.33, 0.34
     taken = [0] * len(queues)
     wanted = [number for number, proportion in enumerate(proportions) if proportion > 0 and len(queues[number])]
     enough = any if strategy == "first_exhausted" else all
     while wanted and not enough(taken[number] >= len(queues[number]) for number in wanted):
-        number = int(generator.choice(len(queues), p=proportions))
+        number = int(generator.choice(len(queues), p=shares))
         if len(queues[number]):
             picks.append((number, int(queues[number][taken[number] % len(queues[number])])))
             taken[number] += 1

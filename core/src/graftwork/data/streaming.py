@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
-from graftwork.data.indexed import to_rows
+from graftwork.data.indexed import NOTHING_LEFT, to_rows
 from graftwork.data.order import dataset_seed
 from graftwork.data.readers import START, Position, Row, RowSource
 from graftwork.data.samples import Sample, from_plain, to_plain
@@ -134,19 +134,27 @@ class StreamedLoader:
 
     @property
     def epoch(self) -> int:
-        """Passes over the dataset that has been passed over least."""
-        return min(stream.epoch for stream in self.mixture.streams)
+        """Passes over the dataset that has been passed over least, of those that are drawn from."""
+        drawn = zip(self.mixture.streams, self.mixture.weights, strict=True)
+        return min(stream.epoch for stream, weight in drawn if weight > 0)
 
     def steps(self) -> Iterator[list[TensorRow]]:
         """Each step's rows, from the loader's state on."""
         per_step = self.batch_size * self.accumulation
         while True:
             while len(self.ready) < per_step:
-                number, row = self.mixture.next()
-                if sample := self.encoders[number](row):
-                    self.ready.extend(self.packer.add(sample))
+                self.ready.extend(self._next_blocks())
             blocks, self.ready = self.ready[:per_step], self.ready[per_step:]
             yield to_rows(blocks, self.batch_size)
+
+    def _next_blocks(self) -> list[Block]:
+        """The next blocks, from as many rows as it takes. Two passes over all data without a sample are enough."""
+        begin = self.epoch
+        while self.epoch < begin + 2 or not self.packer.is_empty:
+            number, row = self.mixture.next()
+            if (sample := self.encoders[number](row)) and (blocks := list(self.packer.add(sample))):
+                return blocks
+        raise DataError(NOTHING_LEFT)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data; see the module."""

@@ -1,0 +1,128 @@
+"""Files to rows: every format, every position, and what each bad file is told."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from graftwork.config import DatasetParams
+from graftwork.data.params import ChatDatasetParams, TextDatasetParams
+from graftwork.data.readers import START, OpenRequest, find_files, open_chat, open_text
+from graftwork.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from graftwork.data.readers import FileSource
+
+MARK = b"\xef\xbb\xbf"
+
+
+def text(path: Path, **options: Any) -> FileSource:
+    dataset = DatasetParams(dataset_name="text", dataset_path=str(path))
+    return open_text(OpenRequest(dataset=dataset, params=TextDatasetParams(**options)))
+
+
+def chat(path: Path) -> FileSource:
+    dataset = DatasetParams(dataset_name="text_sft", dataset_path=str(path))
+    return open_chat(OpenRequest(dataset=dataset, params=ChatDatasetParams()))
+
+
+def write(path: Path, data: bytes | str) -> Path:
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def assert_resumes_anywhere(source: FileSource) -> None:
+    """From any row's ``after`` on come the rows that follow it, with the same places."""
+    rows = list(source.rows())
+    assert list(source.rows(START)) == rows
+    for index, row in enumerate(rows):
+        assert list(source.rows(row.after)) == rows[index + 1 :]
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    huge = "x" * 3_000_000
+    lines = [MARK + b'{"text": "one"}\r\n', b"\r\n", b'{"text": "zwei \xc3\xa4"}\n', b"\n", b"  \n"]
+    lines += [json.dumps({"text": huge}).encode() + b"\n", b'{"text": "last, without a newline"}']
+    source = text(write(tmp_path / "rows.jsonl", b"".join(lines)))
+    rows = list(source.rows())
+    assert [row.data["text"] for row in rows] == ["one", "zwei ä", huge, "last, without a newline"]
+    assert [row.where.rpartition(":")[2] for row in rows] == ["1", "3", "6", "7"]
+    assert_resumes_anywhere(source)
+
+
+def test_json_list(tmp_path: Path) -> None:
+    source = text(write(tmp_path / "rows.json", MARK + json.dumps([{"text": str(i)} for i in range(4)]).encode()))
+    assert [(row.data["text"], row.where) for row in source.rows()] == [
+        (str(i), f"{tmp_path / 'rows.json'}[{i}]") for i in range(4)
+    ]
+    assert_resumes_anywhere(source)
+
+
+def test_a_text_file_is_one_document(tmp_path: Path) -> None:
+    source = text(write(tmp_path / "a.txt", MARK + "Erste Zeile\nzweite\n".encode()))
+    assert [row.data["text"] for row in source.rows()] == ["Erste Zeile\nzweite\n"]
+    assert_resumes_anywhere(source)
+    assert list(text(write(tmp_path / "blank.txt", "\n \n")).rows()) == []
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("separator", ["", "-----"])
+def test_documents_between_separators(tmp_path: Path, end: str, separator: str) -> None:
+    lines = ["one", "  indented", separator, separator, "\ufefftwo", separator, "three"]
+    source = text(write(tmp_path / "a.txt", MARK + end.join(lines).encode()), separator=separator)
+    rows = list(source.rows())
+    # Only the first mark is one: what else looks like it is a character of the text.
+    assert [row.data["text"] for row in rows] == [f"one{end}  indented", "\ufefftwo", "three"]
+    assert [row.where.rpartition(":")[2] for row in rows] == ["1", "5", "7"]
+    assert_resumes_anywhere(source)
+
+
+def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "b.txt", "b")
+    write(tmp_path / "a.jsonl", '{"text": "a1"}\n{"text": "a2"}\n')
+    write(tmp_path / "sub" / "c.json", '[{"text": "c"}]')
+    write(tmp_path / "ignored.csv", "text")
+    write(tmp_path / "empty.md", "")
+    source = text(tmp_path)
+    assert [row.data["text"] for row in source.rows()] == ["a1", "a2", "b", "c"]
+    assert_resumes_anywhere(source)
+    assert [file.name for file in chat(tmp_path).files] == ["a.jsonl", "c.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "good"}\n{"text": oops}\n', r'a\.jsonl:2: not JSON: .* \(column 10\): \{"text": oops\}; mend'),
+        ("a.jsonl", '["a list"]\n', r'a\.jsonl:1: \["a list"\] is not an object; each row must be \{\.\.\.\}'),
+        ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl:1: not UTF-8 \(byte 10: 0xff\); convert the file"),
+        ("a.jsonl", '{"text": "\\ud800"}\n', r"a\.jsonl:1: not JSON: .*surrogates not allowed"),
+        ("a.jsonl", '{"text": ' + "1" * 5000 + "}\n", r"a\.jsonl:1: not JSON: Exceeds the limit"),
+        ("a.jsonl", "[" * 200_000, r"a\.jsonl:1: not JSON: maximum recursion"),
+        ("a.json", '{"text": "one object"}', r"a\.json: holds a JSON dict, not a list of rows; wrap it in \[ \]"),
+        ("a.json", '[{"text": "good"},\n{"text" "bad"}]', r"a\.json:2: not JSON: .*; mend the file, or rename it \.jsonl"),
+        ("a.json", '[{"text": "good"}, 7]', r"a\.json\[1\]: 7 is not an object"),
+        ("a.txt", b"fine\n\xc3\x28", r"a\.txt: not UTF-8 \(byte 5: 0xc3\); convert the file"),
+    ],
+)
+def test_what_cannot_be_read(tmp_path: Path, name: str, content: bytes | str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        list(text(write(tmp_path / name, content)).rows())
+
+
+def test_a_separated_file_names_the_line_that_is_not_utf8(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.txt:3: not UTF-8 \(byte 0: 0xff\)"):
+        list(text(write(tmp_path / "a.txt", b"one\n\n\xff\n"), separator="").rows())
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"dataset_path .*nowhere does not exist \(looked from .*\); give a file or folder"):
+        text(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"has no file that ends in \.txt, .*\.jsonl, \.json; add one or name a file"):
+        text(tmp_path)
+    with pytest.raises(DataError, match=r"dataset text has no dataset_path; set it to a file or folder"):
+        find_files(DatasetParams(dataset_name="text"), "text")
