@@ -97,14 +97,22 @@ def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '{"text": "good"}\n{"text": oops}\n', r'a\.jsonl:2: not JSON: .* \(column 10\): \{"text": oops\}; mend'),
+        (
+            "a.jsonl",
+            '{"text": "good"}\n{"text": oops}\n',
+            r'a\.jsonl:2: not JSON: .* \(column 10\): \{"text": oops\}; mend',
+        ),
         ("a.jsonl", '["a list"]\n', r'a\.jsonl:1: \["a list"\] is not an object; each row must be \{\.\.\.\}'),
         ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl:1: not UTF-8 \(byte 10: 0xff\); convert the file"),
         ("a.jsonl", '{"text": "\\ud800"}\n', r"a\.jsonl:1: not JSON: .*surrogates not allowed"),
         ("a.jsonl", '{"text": ' + "1" * 5000 + "}\n", r"a\.jsonl:1: not JSON: Exceeds the limit"),
         ("a.jsonl", "[" * 200_000, r"a\.jsonl:1: not JSON: maximum recursion"),
         ("a.json", '{"text": "one object"}', r"a\.json: holds a JSON dict, not a list of rows; wrap it in \[ \]"),
-        ("a.json", '[{"text": "good"},\n{"text" "bad"}]', r"a\.json:2: not JSON: .*; mend the file, or rename it \.jsonl"),
+        (
+            "a.json",
+            '[{"text": "good"},\n{"text" "bad"}]',
+            r"a\.json:2: not JSON: .*; mend the file, or rename it \.jsonl",
+        ),
         ("a.json", '[{"text": "good"}, 7]', r"a\.json\[1\]: 7 is not an object"),
         ("a.txt", b"fine\n\xc3\x28", r"a\.txt: not UTF-8 \(byte 5: 0xc3\); convert the file"),
     ],
@@ -120,7 +128,9 @@ def test_a_separated_file_names_the_line_that_is_not_utf8(tmp_path: Path) -> Non
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"dataset_path .*nowhere does not exist \(looked from .*\); give a file or folder"):
+    with pytest.raises(
+        DataError, match=r"dataset_path .*nowhere does not exist \(looked from .*\); give a file or folder"
+    ):
         text(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"has no file that ends in \.txt, .*\.jsonl, \.json; add one or name a file"):
         text(tmp_path)

@@ -1,0 +1,290 @@
+"""Which sample when: every sample once an epoch, mixtures as `datasets` draws them, streams that go on where they were."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import pytest
+
+from graftwork.config import DatasetParams, DatasetSplitParams
+from graftwork.data.batch import to_row
+from graftwork.data.blocks import Packer
+from graftwork.data.indexed import IndexedLoader
+from graftwork.data.order import epoch_order, interleave
+from graftwork.data.readers import FileSource, read_json_lines
+from graftwork.data.samples import Sample
+from graftwork.data.streaming import Mixture, ShuffledRows, StreamedLoader
+from graftwork.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from graftwork.data.readers import Row
+
+
+def split_of(*params: dict[str, Any], **fields: Any) -> DatasetSplitParams:
+    return DatasetSplitParams(datasets=[{"dataset_name": "text", **one} for one in params], **fields)
+
+
+def order(sizes: list[int], split: DatasetSplitParams, seed: int = 1, epoch: int = 0) -> list[tuple[int, int]]:
+    return epoch_order(sizes, split, seed, epoch)
+
+
+def test_datasets_follow_one_another() -> None:
+    assert order([2, 3], split_of({}, {})) == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+
+
+def test_a_shuffle_is_a_permutation_of_its_own_for_each_epoch_and_seed() -> None:
+    split = split_of({"shuffle": True}, {"shuffle": True})
+    epochs = [order([20, 30], split, epoch=epoch) for epoch in range(3)]
+    everything = order([20, 30], split_of({}, {}))
+    assert all(sorted(picks) == everything for picks in epochs)
+    assert len({tuple(picks) for picks in [*epochs, everything, order([20, 30], split, seed=2)]}) == 5
+    assert order([20, 30], split, epoch=1) == epochs[1], "the same question has the same answer"
+    # Mixed as a whole, not one after the other
+    assert {number for number, _ in epochs[0][:20]} == {0, 1}
+
+
+def test_one_dataset_is_shuffled_and_the_other_is_not() -> None:
+    picks = order([20, 5], split_of({"shuffle": True}, {}))
+    assert sorted(picks[:20]) == [(0, index) for index in range(20)] != picks[:20]
+    assert picks[20:] == [(1, index) for index in range(5)]
+
+
+def test_a_dataset_has_a_seed_of_its_own() -> None:
+    same = [order([20], split_of({"shuffle": True, "seed": 7}), seed=seed) for seed in (1, 2)]
+    assert same[0] == same[1]
+
+
+@pytest.mark.parametrize("count", [0, 3, 5, 12])
+def test_sample_count_takes_the_first_and_repeats_them(count: int) -> None:
+    picks = order([5], split_of({"sample_count": count}))
+    assert picks == [(0, index % 5) for index in range(count)]
+    shuffled = order([5], split_of({"sample_count": count, "shuffle": True}))
+    assert sorted(shuffled) == sorted(picks)
+
+
+@pytest.mark.parametrize("strategy", ["first_exhausted", "all_exhausted"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_mixture_is_that_of_datasets(strategy: str, seed: int) -> None:
+    """``datasets.interleave_datasets`` with the same generator gives the same rows."""
+    sizes, shares = [11, 40, 23], [0.2, 0.5, 0.3]
+    parts = [datasets.Dataset.from_dict({"row": [[n, i] for i in range(size)]}) for n, size in enumerate(sizes)]
+    theirs = datasets.interleave_datasets(parts, probabilities=shares, seed=seed, stopping_strategy=strategy)
+    queues = [np.arange(size) for size in sizes]
+    ours = interleave(queues, shares, strategy, np.random.default_rng(seed))
+    assert ours == [tuple(row) for row in theirs["row"]]
+
+
+def test_proportions_hold_and_epochs_differ() -> None:
+    split = split_of({"mixture_proportion": 0.8}, {"mixture_proportion": 0.2}, mixture_strategy="all_exhausted")
+    picks = [order([500, 500], split, epoch=epoch) for epoch in range(2)]
+    share = Counter(number for number, _ in picks[0])[0] / len(picks[0])
+    assert share == pytest.approx(0.8, abs=0.03)
+    assert {index for number, index in picks[0] if number == 1} == set(range(500))
+    assert picks[0] != picks[1]
+
+
+def test_a_proportion_of_nothing_and_rounded_ones() -> None:
+    picks = order([5, 5], split_of({"mixture_proportion": 1.0}, {"mixture_proportion": 0.0}))
+    assert picks == [(0, index) for index in range(5)]
+    thirds = split_of({"mixture_proportion": 0.33}, {"mixture_proportion": 0.33}, {"mixture_proportion": 0.33})
+    assert len(order([50, 50, 50], thirds)) > 100
+
+
+# In memory
+
+
+def sample_of(number: int, length: int = 4) -> Sample:
+    return Sample(np.full(length, number, np.int32), np.ones(length, np.bool_), str(number))
+
+
+def indexed(count: int = 10, *, batch_size: int = 2, accumulation: int = 1, **fields: Any) -> IndexedLoader:
+    return IndexedLoader(
+        [[sample_of(number) for number in range(count)]],
+        split_of({"shuffle": True}, **fields),
+        lambda: Packer(8, "none", documents=False),
+        seed=3,
+        batch_size=batch_size,
+        accumulation=accumulation,
+    )
+
+
+def tokens(step: Any) -> list[list[int]]:
+    return [row.input_ids[0].tolist() for row in step]
+
+
+def first_tokens(step: Any) -> list[int]:
+    return [int(piece[0]) for row in step for piece in row.input_ids[0].split(row.segment_lengths)]
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation", "steps"), [(2, 1, 5), (3, 1, 4), (2, 2, 3), (1, 16, 1)])
+def test_every_sample_once_an_epoch(batch_size: int, accumulation: int, steps: int) -> None:
+    loader = indexed(batch_size=batch_size, accumulation=accumulation)
+    assert loader.count_steps(1) == steps
+    seen, epochs = [], []
+    for step in islice(loader.steps(), 2 * steps):
+        seen += first_tokens(step)
+        epochs.append(loader.epoch)
+        assert all(len(row.segment_lengths) <= batch_size for row in step)
+        assert len(step) <= accumulation
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10] != seen[10:]
+    assert epochs == [0] * (steps - 1) + [1] * steps + [2], "the last step of an epoch begins the next"
+
+
+def test_counts() -> None:
+    loader = indexed()
+    assert (loader.counts.samples, loader.counts.tokens, loader.counts.supervised_tokens) == (10, 40, 30)
+    assert [loader.count_steps(epochs) for epochs in (0.1, 0.5, 1, 1.5, 2.0, 2.01)] == [1, 3, 5, 8, 10, 11]
+
+
+@pytest.mark.parametrize("stop", range(1, 12))
+def test_a_loader_goes_on_where_it_was(stop: int) -> None:
+    straight = [tokens(step) for step in islice(indexed(accumulation=2).steps(), 12)]
+    first, second = indexed(accumulation=2), indexed(accumulation=2)
+    for _ in islice(first.steps(), stop):
+        pass
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert [tokens(step) for step in islice(second.steps(), 12 - stop)] == straight[stop:]
+    assert second.epoch == 4
+
+
+def test_an_evaluation_is_the_same_every_time() -> None:
+    loader = indexed()
+    first = tokens(loader.rows())
+    list(islice(loader.steps(), 7))
+    assert tokens(loader.rows()) == first
+    assert sorted(first_tokens(loader.rows())) == list(range(10))
+
+
+def test_nothing_to_learn_from_is_said() -> None:
+    loader = IndexedLoader(
+        [[sample_of(0)]],
+        split_of({"sample_count": 0}),
+        lambda: Packer(8, "none", documents=False),
+        seed=0,
+        batch_size=1,
+        accumulation=1,
+    )
+    for use in (lambda: loader.count_steps(1), lambda: next(loader.steps()), lambda: list(loader.rows())):
+        with pytest.raises(DataError, match=r"none that can be learned from: .*sample_count"):
+            use()
+
+
+# Streamed
+
+
+def write(path: Path, count: int, first: int = 0) -> Path:
+    path.write_text("".join(json.dumps({"n": number}) + "\n" for number in range(first, first + count)))
+    return path
+
+
+def streamed(tmp_path: Path, *params: dict[str, Any], packing: Any = "cut", batch_size: int = 2) -> StreamedLoader:
+    params = params or ({"shuffle": True, "shuffle_buffer_size": 4, "mixture_proportion": 0.7},) + (
+        {"shuffle": True, "shuffle_buffer_size": 3, "mixture_proportion": 0.3},
+    )
+    paths = [write(tmp_path / f"{number}.jsonl", 9 + 4 * number, 100 * number) for number in range(len(params))]
+    split = split_of(*({**one, "dataset_path": str(path)} for one, path in zip(params, paths, strict=True)))
+    streams = [
+        ShuffledRows(FileSource((path,), read_json_lines), one, 5)
+        for path, one in zip(paths, split.datasets, strict=True)
+    ]
+
+    def encode(row: Row) -> Sample:
+        return sample_of(row.data["n"], 3 + row.data["n"] % 5)
+
+    packer = Packer(8, packing, documents=packing == "cut")
+    return StreamedLoader(
+        Mixture(streams, split, 5), [encode] * len(paths), packer, batch_size=batch_size, accumulation=2
+    )
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5, 9, 14])
+@pytest.mark.parametrize("packing", ["cut", "whole", "none"])
+def test_a_stream_goes_on_where_it_was(tmp_path: Path, stop: int, packing: str) -> None:
+    """Through JSON, in the middle of an epoch, with rows in the buffers and half a block."""
+    straight = [tokens(step) for step in islice(streamed(tmp_path, packing=packing).steps(), 20)]
+    first = streamed(tmp_path, packing=packing)
+    for _ in islice(first.steps(), stop):
+        pass
+    second = streamed(tmp_path, packing=packing)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert [tokens(step) for step in islice(second.steps(), 20 - stop)] == straight[stop:]
+    assert second.epoch > first.epoch or stop == 14
+
+
+def rows_of(path: Path, **params: Any) -> ShuffledRows:
+    dataset = DatasetParams(dataset_name="text", dataset_path=str(path), **params)
+    return ShuffledRows(FileSource((path,), read_json_lines), dataset, 5)
+
+
+def take(stream: ShuffledRows, count: int) -> list[int]:
+    return [stream.next().data["n"] for _ in range(count)]
+
+
+@pytest.mark.parametrize("buffer", [1, 3, 10, 50])
+def test_a_stream_gives_every_row_once_an_epoch(tmp_path: Path, buffer: int) -> None:
+    stream = rows_of(write(tmp_path / "a.jsonl", 10), shuffle=True, shuffle_buffer_size=buffer)
+    epochs = [take(stream, 10) for _ in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert stream.epoch == 2
+    if buffer > 1:
+        assert len({tuple(epoch) for epoch in epochs}) == 3
+    # A row leaves the buffer no earlier than it came in: row n is at most buffer - 1 places early.
+    assert all(place >= row - (buffer - 1) for epoch in epochs for place, row in enumerate(epoch))
+
+
+def test_an_unshuffled_stream_keeps_its_order_and_its_limit(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", 10)
+    assert take(rows_of(path), 12) == [*range(10), 0, 1]
+    assert take(rows_of(path, sample_count=3), 7) == [0, 1, 2, 0, 1, 2, 0]
+    assert set(take(rows_of(path, sample_count=3, shuffle=True), 30)) == {0, 1, 2}
+
+
+def test_a_streamed_mixture_keeps_its_proportions(tmp_path: Path) -> None:
+    loader = streamed(tmp_path)
+    numbers = Counter(loader.mixture.next()[0] for _ in range(2000))
+    assert numbers[0] / 2000 == pytest.approx(0.7, abs=0.03)
+
+
+def test_a_dataset_that_is_never_drawn_does_not_hold_up_the_epoch(tmp_path: Path) -> None:
+    loader = streamed(tmp_path, {"mixture_proportion": 1.0}, {"mixture_proportion": 0.0})
+    list(islice(loader.steps(), 10))
+    assert loader.epoch > 0
+
+
+@pytest.mark.parametrize("empty", ["no rows", "all dropped", "one token each"])
+def test_a_stream_without_samples_ends_with_a_reason(tmp_path: Path, empty: str) -> None:
+    loader = streamed(tmp_path, {})
+    if empty == "no rows":
+        (tmp_path / "0.jsonl").write_text("\n")
+    elif empty == "all dropped":
+        loader.encoders = [lambda row: None]
+    else:
+        loader.encoders = [lambda row: sample_of(1, 1)]
+    message = r"0\.jsonl: no rows in the dataset" if empty == "no rows" else r"none that can be learned from"
+    with pytest.raises(DataError, match=message):
+        next(loader.steps())
+
+
+def test_short_epochs_still_fill_a_block(tmp_path: Path) -> None:
+    """Fewer tokens in an epoch than in a block are no reason to give up."""
+    path = write(tmp_path / "a.jsonl", 1)
+    split = split_of({"dataset_path": str(path)})
+    stream = ShuffledRows(FileSource((path,), read_json_lines), split.datasets[0], 5)
+    packer = Packer(50, "cut", documents=True)
+    loader = StreamedLoader(
+        Mixture([stream], split, 5), [lambda row: sample_of(1)], packer, batch_size=1, accumulation=1
+    )
+    assert next(loader.steps())[0].num_tokens == 50
+
+
+def test_a_row_of_one_token_samples_has_no_labels() -> None:
+    row = to_row([sample_of(1, 1), sample_of(2, 1)])
+    assert (row.num_tokens, row.num_labels) == (2, 0)

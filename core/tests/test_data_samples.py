@@ -1,0 +1,297 @@
+"""Rows to samples: shapes of conversations, the trained mask, the policies for what is too long."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from graftwork.config import DatasetSplitParams
+from graftwork.data.blocks import Packer
+from graftwork.data.conversations import to_conversation
+from graftwork.data.indexed import read_samples
+from graftwork.data.readers import FileSource, Row
+from graftwork.data.samples import Sample, chat_encoder, fit, text_encoder, windows
+from graftwork.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% else %}{{ '<' + message['role'] + '>' + message['content'] + '\n' }}{% endif %}{% endfor %}"
+)
+
+
+def make_tokenizer(**special: str) -> Any:
+    """A token for each byte."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<end>", "<begin>"])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=TEMPLATE, **special)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return make_tokenizer(eos_token="<end>")
+
+
+def row(**data: Any) -> Row:
+    return Row(data, "rows.jsonl:7", (0, 1))
+
+
+def turns(data: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(message.role.value, message.text) for message in to_conversation(row(**data)).messages]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (
+            {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
+            [("user", "Q"), ("assistant", "A")],
+        ),
+        ({"instruction": "Q", "output": "A"}, [("user", "Q"), ("assistant", "A")]),
+        ({"instruction": "Q", "input": "", "output": "A"}, [("user", "Q"), ("assistant", "A")]),
+        ({"instruction": "Q", "input": "I", "output": "A", "id": 3}, [("user", "Q\n\nI"), ("assistant", "A")]),
+        ({"prompt": "Q", "completion": "A"}, [("user", "Q"), ("assistant", "A")]),
+        ({"prompt": "Q", "response": "A"}, [("user", "Q"), ("assistant", "A")]),
+        ({"question": "Q", "answer": "A"}, [("user", "Q"), ("assistant", "A")]),
+    ],
+)
+def test_shapes_of_conversations(data: dict[str, Any], expected: list[tuple[str, str]]) -> None:
+    assert turns(data) == expected
+
+
+def test_another_field_holds_the_turns() -> None:
+    data = {"dialog": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}
+    assert len(to_conversation(row(**data), "dialog").messages) == 2
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: fields dialog are no known row; expected one of: messages; "):
+        to_conversation(row(**data))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, r"rows\.jsonl:7: fields none are no known row; expected one of: messages; instruction \+ output; prompt"),
+        ({"messages": "text"}, r"rows\.jsonl:7: messages: Input should be a valid list \(got 'text'\)"),
+        ({"messages": []}, r"rows\.jsonl:7: no turn has the role assistant, so there is nothing to learn; remove"),
+        ({"messages": [{"role": "user", "content": "Q"}]}, r"no turn has the role assistant"),
+        (
+            {"messages": [{"role": "bot", "content": "Q"}]},
+            r"rows\.jsonl:7: messages\.0\.role: Input should be .*'user'",
+        ),
+        ({"messages": [{"role": "user"}]}, r"rows\.jsonl:7: messages\.0\.content: Field required"),
+        ({"instruction": 3, "output": "A"}, r"rows\.jsonl:7: instruction is int 3, not a text"),
+        ({"instruction": "Q", "output": None}, r"rows\.jsonl:7: output is NoneType None, not a text"),
+        ({"instruction": "Q", "input": ["I"], "output": "A"}, r"rows\.jsonl:7: input is list \['I'\], not a text"),
+    ],
+)
+def test_rows_that_are_no_conversation(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        to_conversation(row(**data))
+
+
+def test_a_document_ends_in_eos_and_is_learned_whole(tokenizer: Any) -> None:
+    sample = text_encoder(tokenizer, "text")(row(text="hä?"))
+    assert tokenizer.decode(sample.input_ids) == "hä?<end>"
+    assert sample.trained.all()
+    assert (sample.where, len(sample)) == ("rows.jsonl:7", 5)
+
+
+def test_a_tokenizer_that_writes_bos_begins_a_document_with_it() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    writes = make_tokenizer(eos_token="<end>", bos_token="<begin>")
+    writes.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<begin> $A", special_tokens=[("<begin>", writes.bos_token_id)]
+    )
+    assert writes.decode(text_encoder(writes, "text")(row(text="x")).input_ids) == "<begin>x<end>"
+    silent = make_tokenizer(eos_token="<end>", bos_token="<begin>")
+    assert silent.decode(text_encoder(silent, "text")(row(text="x")).input_ids) == "x<end>"
+
+
+def test_documents_that_cannot_be_read(tokenizer: Any) -> None:
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:7: no text in field 'text'; fields: body; set dataset_kwargs\.text"
+    ):
+        text_encoder(tokenizer, "text")(row(body="x"))
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: no text in field 'text'"):
+        text_encoder(tokenizer, "text")(row(text=None))
+    with pytest.raises(DataError, match=r"has no EOS token to end a document with; set model\.tokenizer_kwargs"):
+        text_encoder(make_tokenizer(), "text")
+
+
+@pytest.mark.parametrize("target", ["all_assistant_turns", "final_assistant_turn"])
+def test_only_the_assistant_is_learned(tokenizer: Any, target: str) -> None:
+    """Against transformers' own mask of the template's generation blocks."""
+    messages = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "one?"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three?"},
+        {"role": "assistant", "content": "four"},
+    ]
+    split = DatasetSplitParams(train_target=target)
+    sample = chat_encoder(tokenizer, split, "messages", frozenset({tokenizer.eos_token_id}), {})(row(messages=messages))
+    theirs = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    assert sample.input_ids.tolist() == theirs["input_ids"]
+    learned = tokenizer.decode(sample.input_ids[sample.trained])
+    if target == "all_assistant_turns":
+        assert sample.trained.astype(int).tolist() == theirs["assistant_masks"]
+        assert learned == "two<end>four<end>"
+    else:
+        assert learned == "four<end>"
+
+
+def test_a_turn_without_a_stop_names_its_row(tokenizer: Any) -> None:
+    encode = chat_encoder(tokenizer, DatasetSplitParams(), "messages", frozenset({5}), {})
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: a trained assistant turn .* is no stop token"):
+        encode(row(question="Q", answer="A"))
+
+
+def sample_of(length: int, first_trained: int = 0, where: str = "rows.jsonl:7") -> Sample:
+    return Sample(np.arange(length, dtype=np.int32), np.arange(length) >= first_trained, where)
+
+
+def test_what_is_too_long() -> None:
+    fits = sample_of(8)
+    assert all(fit(fits, 8, policy) is fits for policy in ("error", "drop", "truncate"))
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:7: 9 tokens, but a sample may have 8; raise max_length, or set over"
+    ):
+        fit(sample_of(9), 8, "error")
+    assert fit(sample_of(9), 8, "drop") is None
+    cut = fit(sample_of(9), 8, "truncate")
+    assert cut is not None
+    assert cut.input_ids.tolist() == list(range(8))
+    assert fit(sample_of(9, first_trained=8), 8, "truncate") is None, "nothing to learn is left"
+
+
+def test_documents_are_cut_into_windows() -> None:
+    pieces = windows(sample_of(9), 4)
+    assert [piece.input_ids.tolist() for piece in pieces] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def source_of(count: int) -> FileSource:
+    class Rows(FileSource):
+        def rows(self, start: Any = None) -> Any:
+            return iter([Row({"n": number}, f"rows.jsonl:{number + 1}", (0, number)) for number in range(count)])
+
+    from pathlib import Path
+
+    return Rows((Path("rows.jsonl"),), None)  # type: ignore[arg-type]
+
+
+def test_every_bad_row_is_reported_at_once() -> None:
+    def encode(one: Row) -> Sample:
+        if one.data["n"] % 2:
+            raise DataError(f"{one.where}: odd")
+        return sample_of(3 + one.data["n"], where=one.where)
+
+    with pytest.raises(DataError) as caught:
+        read_samples(source_of(30), encode, 100, "error")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "15 of 30 rows cannot be used:"
+    assert lines[1:3] == ["  rows.jsonl:2: odd", "  rows.jsonl:4: odd"]
+    assert lines[-1] == "  ... and 5 more"
+    with pytest.raises(DataError, match=r"^rows\.jsonl:2: odd$"):
+        read_samples(source_of(2), encode, 100, "error")
+
+
+def test_rows_that_were_dropped_or_cut_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    def encode(one: Row) -> Sample:
+        return sample_of(3 + one.data["n"], where=one.where)
+
+    with caplog.at_level(logging.WARNING, "graftwork"):
+        assert len(read_samples(source_of(6), encode, 5, "drop")) == 3
+        assert [len(sample) for sample in read_samples(source_of(6), encode, 5, "truncate")] == [3, 4, 5, 5, 5, 5]
+    assert [record.getMessage() for record in caplog.records] == [
+        "rows.jsonl: 3 of 6 rows dropped as too long",
+        "rows.jsonl: 3 of 6 rows cut off after max_length tokens",
+    ]
+    with pytest.raises(DataError, match=r"rows\.jsonl: all 6 rows were dropped as too long; there is nothing to train"):
+        read_samples(source_of(6), encode, 2, "drop")
+    with pytest.raises(DataError, match=r"rows\.jsonl: no rows in it; there is nothing to train on"):
+        read_samples(source_of(0), encode, 5, "error")
+
+
+def documents(seed: int) -> list[Sample]:
+    generator = np.random.default_rng(seed)
+    start, found = 0, []
+    for number, length in enumerate(generator.integers(2, 30, 40)):
+        ids = np.arange(start, start + length, dtype=np.int32)
+        found.append(Sample(ids, generator.random(length) < 0.7, f"{number}"))
+        found[-1].trained[-1] = True
+        start += int(length)
+    return found
+
+
+def pack(packer: Packer, samples: list[Sample]) -> list[list[Sample]]:
+    blocks = [block for sample in samples for block in packer.add(sample)]
+    return [*blocks, *packer.flush()]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cut_documents_fill_every_block(seed: int) -> None:
+    samples = documents(seed)
+    blocks = pack(Packer(32, "cut", documents=True), samples)
+    assert all(sum(map(len, block)) == 32 for block in blocks[:-1])
+    assert sum(map(len, blocks[-1])) <= 32
+    tokens = [int(token) for block in blocks for piece in block for token in piece.input_ids]
+    total = sum(map(len, samples))
+    # Every token once, in order; only a last one by itself, which teaches nothing, may be missing.
+    assert tokens == list(range(total)) or (tokens == list(range(total - 1)) and total % 32 == 1)
+    for block in blocks:
+        for piece in block:
+            assert piece.input_ids.tolist() == list(range(piece.input_ids[0], piece.input_ids[-1] + 1))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_conversations_stay_whole(seed: int) -> None:
+    samples = documents(seed)
+    blocks = pack(Packer(32, "whole", documents=False), samples)
+    assert [piece for block in blocks for piece in block] == samples
+    sizes = [sum(map(len, block)) for block in blocks]
+    assert max(sizes) <= 32
+    # Nothing would have fitted where a block was closed.
+    assert all(size + len(following[0]) > 32 for size, following in zip(sizes, blocks[1:], strict=False))
+
+
+def test_without_packing_a_block_is_a_sample() -> None:
+    samples = documents(0)
+    assert pack(Packer(32, "none", documents=False), samples) == [[sample] for sample in samples]
+    cut = pack(Packer(8, "none", documents=True), samples)
+    assert max(len(piece) for [piece] in cut) == 8
+
+
+def test_what_waits_for_its_block_is_kept() -> None:
+    samples = documents(1)
+    straight = pack(Packer(32, "cut", documents=True), samples)
+    packer, blocks = Packer(32, "cut", documents=True), []
+    for sample in samples:
+        state = packer.state_dict()
+        packer = Packer(32, "cut", documents=True)
+        packer.load_state_dict(state)
+        blocks += list(packer.add(sample))
+    blocks += list(packer.flush())
+    assert plain(blocks) == plain(straight)
+
+
+def plain(blocks: list[list[Sample]]) -> list[list[list[int]]]:
+    return [[piece.input_ids.tolist() for piece in block] for block in blocks]
+
+
+def test_nothing_to_learn_is_no_block(tmp_path: Path) -> None:
+    packer = Packer(4, "cut", documents=True)
+    assert plain([*packer.add(sample_of(5)), *packer.flush()]) == [[[0, 1, 2, 3]]]
+    assert list(packer.add(sample_of(1))) == []
+    assert packer.is_empty
