@@ -1,0 +1,33 @@
+"""Training and held-out data that have nothing in common."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
+
+
+def hold_out(
+    groups: Sequence[Sequence[T]], share: float, size: Callable[[T], int], seed: int
+) -> tuple[list[T], list[T]]:
+    """The members to train on and those held out: whole groups, drawn by ``seed``, until they are ``share`` of all.
+
+    A group that alone would be more than half of the held-out part is always trained on, so that what is held out
+    is more than one or two things.
+    """
+    target = share * sum(size(member) for group in groups for member in group)
+    sizes = [sum(map(size, group)) for group in groups]
+    drawn = [number for number in range(len(groups)) if sizes[number] <= target / 2]
+    random.Random(seed).shuffle(drawn)
+    held: set[int] = set()
+    for number in drawn:
+        if sum(sizes[one] for one in held) + sizes[number] <= target:
+            held.add(number)
+    return (
+        [member for number, group in enumerate(groups) if number not in held for member in group],
+        [member for number, group in enumerate(groups) if number in held for member in group],
+    )
