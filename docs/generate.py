@@ -94,21 +94,21 @@ ENTRY = {"builtin": "graftwork.builtin"} | {name: f"graftwork_{name}.plugin" for
 
 
 def first_sentence(documented: Any) -> str:
-    """The first sentence of a docstring, on one line and without reStructuredText's marks."""
-    text = plain(inspect.getdoc(documented) or "").removesuffix("::")
+    """The first sentence of a docstring."""
+    text = markdown(documented).partition("\n\n")[0].removesuffix("::")
     return re.split(r"(?<=[a-z`\"])[.:](?: |$)", text, maxsplit=1)[0].strip() + "."
 
 
-def plain(text: str) -> str:
-    """Code in reStructuredText as Markdown's, on one line."""
-    first = text.partition("\n\n")[0].replace("``", "`")
-    return " ".join(re.sub(r":\w+:`~?([^`]+)`", r"`\1`", first).split())
+def markdown(documented: Any) -> str:
+    """A docstring with Markdown's code instead of reStructuredText's, each paragraph on one line."""
+    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", (inspect.getdoc(documented) or "").replace("``", "`"))
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def records(_: str | None) -> str:
     """Each record with its fields; those without a default come first and must be given."""
     kinds = sorted({kind.record for kind in (*DECLARED, PRESETS)}, key=lambda record: record.__name__)
-    return "\n".join(f"**`{record.__name__}`** {first_sentence(record)}\n\n{record_fields(record)}" for record in kinds)
+    return "\n".join(f"### {record.__name__}\n\n{markdown(record)}\n\n{record_fields(record)}" for record in kinds)
 
 
 def record_fields(record: type[Any]) -> str:
@@ -160,9 +160,8 @@ def commands(_: str | None) -> str:
 
 def help_of(command: click.Command, name: str, parent: click.Context | None) -> Iterator[str]:
     """One section a command, groups before what is in them."""
-    context = click.Context(
-        command, info_name=name, parent=parent, terminal_width=HELP_WIDTH, max_content_width=HELP_WIDTH
-    )
+    settings = {**command.context_settings, "max_content_width": HELP_WIDTH}
+    context = click.Context(command, info_name=name, parent=parent, terminal_width=HELP_WIDTH, **settings)
     yield f"## {context.command_path}\n\n```text\n{command.get_help(context)}\n```\n"
     if isinstance(command, click.Group):
         for inner in command.list_commands(context):
