@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+GRU = ROOT / "examples" / "plugins" / "graftwork-gru"
 CHATS = ["sft-chat", "sft-alpaca-lora", "sft-gsm8k"]
 REAL = {
     "pretrain-text": "text/tinyshakespeare.train.txt",
@@ -115,6 +119,26 @@ def test_the_lora_example_goes_onto_a_real_model(tmp_path: Path) -> None:
         name for name, weight in after.state_dict().items() if not torch.equal(weight, before.state_dict()[name])
     }
     assert {name.split(".")[-2] for name in changed} == {"q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_the_example_of_a_plugin_installs_with_pip_and_passes_its_own_tests(tmp_path: Path) -> None:
+    plugin, site = tmp_path / "plugin", tmp_path / "site"
+    shutil.copytree(GRU, plugin)
+    # Beside the environment, not into it; pip asks for nothing that is not here.
+    offline = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
+    python(["-m", "pip", "install", *offline, "--target", str(site), str(plugin)], site)
+    assert "gru_1m" in python(["-c", "from graftwork.cli import main; main()", "models", "ls"], site)
+    assert " passed" in python(
+        ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(GRU / "tests")], site
+    )
+
+
+def python(arguments: list[str], site: Path) -> str:
+    """Runs Python where ``site`` can be imported too."""
+    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def assert_same_logits(folder: Path) -> None:
