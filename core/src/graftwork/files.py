@@ -42,9 +42,10 @@ def complete_folder(path: Path) -> Iterator[Path]:
         for file in sorted(beside.rglob("*")):
             sync(file)
         sync(beside)
-        if path.exists():
-            remove_folder(path)
+        before = retire(path) if path.exists() else None
         beside.rename(path)
+        if before is not None:
+            shutil.rmtree(before)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
@@ -61,10 +62,15 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Out of the way by one rename first: half a folder must never look like a whole one."""
-    doomed = path.with_name(f".{path.name}.old")
-    shutil.rmtree(doomed, ignore_errors=True)
-    shutil.rmtree(path.rename(doomed))
+    """Removes a folder; half of one must never look like a whole one."""
+    shutil.rmtree(retire(path))
+
+
+def retire(path: Path) -> Path:
+    """Takes a folder's name away from it, in one move."""
+    retired = path.with_name(f".{path.name}.old")
+    shutil.rmtree(retired, ignore_errors=True)
+    return path.rename(retired)
 
 
 def sync(path: Path) -> None:

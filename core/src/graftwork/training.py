@@ -84,7 +84,11 @@ def train(config: RunConfig, *, resume: bool = False, listeners: Sequence[Listen
     resume = resume or config.training.try_resume_from_last_checkpoint or bool(config.training.resume_from_checkpoint)
     run = open_run(config, resume=resume)
     run.listeners.extend(listeners)
-    resume_from = checkpoint_to_resume(run, config, data) if resume else None
+    try:
+        resume_from = checkpoint_to_resume(run, config, data) if resume else None
+    except BaseException:
+        run.release()
+        raise
     error: BaseException | None = None
     result: TrainResult | None = None
     try:
@@ -109,7 +113,9 @@ def set_log_levels(config: RunConfig) -> None:
 def finish(run: Run, result: TrainResult | None, error: BaseException | None) -> None:
     """Ends the run; a disk that is full when a run fails must not hide why it failed."""
     try:
-        if result is None:
+        if error is not None and run.fresh and not run.started:
+            run.discard()
+        elif result is None:
             run.finish(error, interrupted=isinstance(error, KeyboardInterrupt))
         else:
             run.finish(None, interrupted=result.interrupted, step=result.step, **result.metrics)
@@ -123,27 +129,59 @@ def checkpoint_to_resume(run: Run, config: RunConfig, data: Mapping[str, Any]) -
     if run.record:
         check_same_run(run, config, data)
     asked = config.training.resume_from_checkpoint
-    if asked and not Path(asked).is_dir():
-        raise UsageError(f"training.resume_from_checkpoint: {asked} is not a folder; known: {run.checkpoints}")
-    checkpoint = Path(asked) if asked else next(reversed(run.checkpoints), None)
-    if checkpoint is None:
-        logger.info("%s has no checkpoint yet: the run begins at step 0", run.folder)
-    return checkpoint
+    if asked:
+        return asked_checkpoint(run, Path(asked))
+    if run.checkpoints:
+        return run.checkpoints[-1]
+    if run.record.get("status") == "finished":
+        raise UsageError(
+            f"{run.folder} is finished and kept no checkpoint to go on from (training.save_steps was "
+            f"{config.training.save_steps}); its model is in {run.folder / 'final'}: train on from that in another "
+            "training.output_dir"
+        )
+    logger.info("%s has no checkpoint yet: the run begins at step 0", run.folder)
+    return None
+
+
+def asked_checkpoint(run: Run, path: Path) -> Path:
+    """The checkpoint that the configuration names. Later ones of the same run would become another run's."""
+    if not path.is_dir():
+        known = ", ".join(map(str, run.checkpoints)) or "none"
+        raise UsageError(f"training.resume_from_checkpoint: {path} is not a folder; checkpoints here: {known}")
+    places = [checkpoint.resolve() for checkpoint in run.checkpoints]
+    place = path.resolve()
+    if place in places and place != places[-1]:
+        later = ", ".join(checkpoint.name for checkpoint in places[places.index(place) + 1 :])
+        raise UsageError(
+            f"training.resume_from_checkpoint: {path} is not the last checkpoint of this run; move {later} out of "
+            f"{run.folder / 'checkpoints'} first, or resume in another training.output_dir"
+        )
+    return path
 
 
 def check_same_run(run: Run, config: RunConfig, data: Mapping[str, Any]) -> None:
     """Resuming with another configuration or other data would be another run under the same name."""
     before = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
     changes = differences(before, yaml.safe_load(config.to_yaml()))
-    files = {**run.record.get("data", {}).get("train", {}), **run.record.get("data", {}).get("validation", {})}
-    now = {**data["train"], **data["validation"]}
-    changes += [f"{path}: the file has changed" for path in files if path in now and files[path] != now[path]]
+    for split, files in run.record.get("data", {}).items():
+        changes += changed_files(split, files, data[split])
     if changes:
         listed = "\n".join(f"  {change}" for change in changes)
         raise UsageError(
             f"{run.folder} cannot be resumed, because the run would not be the same:\n{listed}\n"
             "Set these back, or start a new run in another training.output_dir."
         )
+
+
+def changed_files(split: str, before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What happened to the files of a split."""
+    paths = sorted({*before, *now})
+    words = {(True, True): "has changed", (True, False): "is not read any more", (False, True): "is new"}
+    return [
+        f"data.{split}: the file {path} {words[path in before, path in now]}"
+        for path in paths
+        if before.get(path) != now.get(path)
+    ]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -127,7 +127,7 @@ def write_text(path: Path, documents: int = 10, seed: int = 0) -> Path:
     return path
 
 
-def make_config(tmp_path: Path, model: Path | str, data: dict[str, Any], **sections: Any) -> RunConfig:
+def make_config(tmp_path: Path, toy: Path | str, data: dict[str, Any], **sections: Any) -> RunConfig:
     """A run of a few steps; ``training`` and ``peft`` go over the defaults here."""
     training = {
         "output_dir": str(tmp_path / "run"),
@@ -139,7 +139,7 @@ def make_config(tmp_path: Path, model: Path | str, data: dict[str, Any], **secti
         "trainer_kwargs": {"sample_count": 0},
         **sections.pop("training", {}),
     }
-    base = {"model_name": str(model), "device_map": "cpu", **sections.pop("model", {})}
+    base = {"model_name": str(toy), "device_map": "cpu", **sections.pop("model", {})}
     return RunConfig.model_validate({"model": base, "data": data, "training": training, **sections})
 
 

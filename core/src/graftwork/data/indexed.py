@@ -130,6 +130,17 @@ class IndexedLoader:
         tokens = sum(len(sample) for sample in samples)
         return Counts(len(samples), tokens, sum(int(sample.trained[1:].sum()) for sample in samples))
 
+    @property
+    def largest_token(self) -> int:
+        """The largest token id in any sample."""
+        return max(int(sample.input_ids.max()) for dataset in self.datasets for sample in dataset)
+
+    @property
+    def longest_sample(self) -> int:
+        """Tokens of the longest segment that a row may have."""
+        longest = max(len(sample) for dataset in self.datasets for sample in dataset)
+        return min(longest, self.make_packer().max_length)
+
     def blocks(self, epoch: int) -> Iterator[Block]:
         """The blocks of one epoch; at least one, else :class:`DataError`."""
         packer = self.make_packer()

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import random
-import shutil
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from graftwork.errors import RunError
-from graftwork.files import complete_folder
+from graftwork.files import complete_folder, remove_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,22 +53,17 @@ class TrainerState:
 
 
 def save_checkpoint(
-    run: Run,
+    path: Path,
     state: TrainerState,
     model: nn.Module,
     tokenizer: PreTrainedTokenizerFast,
     optimizer: torch.optim.Optimizer,
-) -> Path:
-    """Writes ``checkpoints/step-N``, or leaves nothing of it. Older ones beyond ``save_total_limit`` go."""
-    path = run.folder / "checkpoints" / f"step-{state.step}"
-    if path.exists():
-        return path
+) -> None:
+    """Writes the folder ``path``, or leaves nothing of it."""
     with whole_folder(path) as folder:
         save_model(folder, model, tokenizer)
         torch.save({"optimizer": optimizer.state_dict(), "generators": generators()}, folder / OPTIMIZER_FILE)
         (folder / STATE_FILE).write_text(json.dumps({**asdict(state), "python": python_generator()}))
-    remove_old(run, state)
-    return path
 
 
 @contextmanager
@@ -117,31 +112,39 @@ def python_generator() -> list[Any]:
 
 def load_state(path: Path) -> TrainerState:
     """The run's state in a checkpoint. Raises :class:`RunError` where the folder is none."""
-    try:
+    with readable(path):
         data = json.loads((path / STATE_FILE).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise RunError(f"{path} is not a checkpoint that can be resumed: {STATE_FILE}: {error}") from error
-    data.pop("python")
-    return TrainerState(**data)
+        data.pop("python")
+        return TrainerState(**data)
 
 
 def restore(path: Path, optimizer: torch.optim.Optimizer) -> None:
     """Gives the optimizer and every generator the state they had."""
-    saved = torch.load(path / OPTIMIZER_FILE, weights_only=True, map_location="cpu")
-    optimizer.load_state_dict(saved["optimizer"])
-    version, internal, gauss = json.loads((path / STATE_FILE).read_text())["python"]
-    random.setstate((version, tuple(internal), gauss))
-    if torch.cuda.is_available() and saved["generators"]["cuda"]:
-        torch.cuda.set_rng_state_all(saved["generators"]["cuda"])
-    torch.set_rng_state(saved["generators"]["cpu"])
+    with readable(path):
+        saved = torch.load(path / OPTIMIZER_FILE, weights_only=True, map_location="cpu")
+        optimizer.load_state_dict(saved["optimizer"])
+        version, internal, gauss = json.loads((path / STATE_FILE).read_text())["python"]
+        random.setstate((version, tuple(internal), gauss))
+        if torch.cuda.is_available() and saved["generators"]["cuda"]:
+            torch.cuda.set_rng_state_all(saved["generators"]["cuda"])
+        torch.set_rng_state(saved["generators"]["cpu"])
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a checkpoint's files, as an error that says what to do."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+        raise RunError(
+            f"{path} is not a checkpoint that can be resumed: {type(error).__name__}: {error}; delete or move it, and "
+            "--resume goes on from the one before it"
+        ) from error
 
 
 def remove_old(run: Run, state: TrainerState) -> None:
     """Keeps the newest ``save_total_limit`` checkpoints, and the best one."""
     limit = run.config.training.save_total_limit
-    best = run.folder / "checkpoints" / f"step-{state.best_step}"
-    for path in run.checkpoints[: -limit if limit else None] if limit else []:
-        if path != best:
-            # Out of the way by one rename first: half a checkpoint must never look like a whole one.
-            doomed = path.rename(path.with_name(f".{path.name}.old"))
-            shutil.rmtree(doomed)
+    for path in run.checkpoints[:-limit] if limit else []:
+        if path.name != f"step-{state.best_step}":
+            remove_folder(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -57,13 +58,19 @@ def complete(
 ) -> list[str]:
     """The greedy completion of each prompt. Draws no random numbers, so that a run is the same with and without."""
     texts = []
+    limits = forward.limits
+    positions = limits.positions if limits and limits.positions else sys.maxsize
     with evaluating(forward.model), forward.autocast():
         for prompt in prompts:
             ids = torch.tensor([prompt.input_ids], device=forward.device)
+            room = positions - ids.shape[1]
+            if room < 1:
+                texts.append("")
+                continue
             output = base_of(forward.model).generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=min(max_new_tokens, room),
                 do_sample=False,
                 eos_token_id=sorted(stop_ids) or None,
                 pad_token_id=min(stop_ids, default=0),
@@ -89,9 +96,10 @@ def prompts_of(rows: Iterable[Row], tokenizer: PreTrainedTokenizerFast, count: i
 
 
 def samples_of(row: Row) -> Iterator[tuple[list[int], int]]:
-    """Each segment's tokens, and the place in it where its first label is predicted."""
+    """Each segment that has labels: its tokens, and the place in it where the first one is predicted."""
     places, start = row.label_positions.numpy(), 0
     for ids in row.input_ids[0].split(row.segment_lengths):
         first = int(np.searchsorted(places, start))
-        yield ids.tolist(), int(places[first]) - start if first < len(places) else 0
+        if first < len(places) and places[first] < start + len(ids):
+            yield ids.tolist(), int(places[first]) - start
         start += len(ids)

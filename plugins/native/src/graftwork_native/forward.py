@@ -21,6 +21,7 @@ from graftwork.data.batch import Row, to_row
 from graftwork.data.samples import Sample
 from graftwork.errors import GraftworkError
 from graftwork_native.attention import NAME, Segments, recorded_windows, register, segment_mask
+from graftwork_native.limits import Limits, limits_of
 from graftwork_native.loss import head_loss, plain_loss
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Forward:
 
     ``layout``: samples side by side in one row, or padded below one another. ``head``: the loss is made from
     hidden states and this weight, in pieces; None where the model must make its logits itself.
+    ``limits``: what rows are held against, where a row of somebody's data can be wrong.
     """
 
     model: nn.Module
@@ -46,6 +48,7 @@ class Forward:
     autocast_dtype: torch.dtype | None
     layout: Literal["segments", "padded"]
     fused_head: bool
+    limits: Limits | None = None
 
     def loss(self, row: Row, scale: float) -> torch.Tensor:
         """The sum of the cross-entropy over the row's labels, times ``scale``; a float32 scalar."""
@@ -81,6 +84,8 @@ class Forward:
 
     def inputs(self, row: Row) -> dict[str, Any]:
         """What the model is called with."""
+        if self.limits is not None:
+            self.limits.check(int(row.input_ids.max()), max(row.segment_lengths))
         if self.layout == "padded":
             return padded_inputs(row, self.device)
         return {
@@ -133,7 +138,7 @@ def plan_forward(model: nn.Module, autocast_dtype: torch.dtype | None, layout: L
         logger.warning("samples are padded, not packed into one row of segments: %s", reason)
         chosen = "padded"
     fused = head_is_plain(model) and head_agrees(model, device)
-    return Forward(model, device, autocast_dtype, chosen, fused)
+    return Forward(model, device, autocast_dtype, chosen, fused, limits_of(base_of(model)))
 
 
 def trial_rows(model: nn.Module) -> tuple[list[Row], Row]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from graftwork.errors import UsageError
+
 if TYPE_CHECKING:
     from graftwork.config import TrainingParams
 
@@ -16,6 +18,8 @@ Groups = list[dict[str, Any]]
 def parameter_groups(model: nn.Module, weight_decay: float) -> Groups:
     """The trained parameters: matrices decay, biases and norms (fewer than two dimensions) do not."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise UsageError("model.freeze_layers: nothing is left to train; freeze less, or train an adapter (use_peft)")
     groups = [
         {"params": [parameter for parameter in trained if parameter.dim() >= 2], "weight_decay": weight_decay},
         {"params": [parameter for parameter in trained if parameter.dim() < 2], "weight_decay": 0.0},

@@ -63,6 +63,9 @@ def set_up(request: TrainRequest) -> Parts:
     total_steps = count_steps(config, loader)
     model, loaded_dtype = load_model(config, request.resume_from)
     forward = plan_forward(model, precision.autocast_dtype(config, device_of(model)), params.layout)
+    for split in (loader, validation):
+        if isinstance(split, IndexedLoader) and forward.limits:
+            forward.limits.check(split.largest_token, split.longest_sample)
     optimizer = (
         get_registry()
         .optimizers[config.training.optimizer]
@@ -89,7 +92,8 @@ def set_up(request: TrainRequest) -> Parts:
 
 def training_tokenizer(config: RunConfig) -> PreTrainedTokenizerFast:
     """The tokenizer; on documents without the stand-in template, which would be saved with a model that was never
-    trained on it and make a chat model of it."""
+    trained on it and make a chat model of it.
+    """
     tokenizer = build_tokenizer(config.model)
     stand_in = config.model.chat_template is None and tokenizer.chat_template == build_chat_template("default")
     if stand_in and schema_of(config.data.train) == "text":

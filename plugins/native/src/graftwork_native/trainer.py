@@ -16,8 +16,17 @@ from peft import PeftModel
 
 from graftwork.errors import RunError
 from graftwork.registry import get_registry
+from graftwork.runs.run import read_lines
 from graftwork.training import TrainRequest, TrainResult
-from graftwork_native.checkpoint import TrainerState, load_state, restore, save_checkpoint, save_model, whole_folder
+from graftwork_native.checkpoint import (
+    TrainerState,
+    load_state,
+    remove_old,
+    restore,
+    save_checkpoint,
+    save_model,
+    whole_folder,
+)
 from graftwork_native.evaluation import complete, evaluate
 from graftwork_native.interrupt import Interrupt
 from graftwork_native.memory import keep_freed_memory, peak_memory_bytes
@@ -31,6 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from graftwork.data.batch import Row
+    from graftwork.runs.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +59,7 @@ class NativeTrainer:
         self.training = request.config.training
         self.state = TrainerState()
         self.last: dict[str, float] = {}
+        self._saved_step: int | None = None
 
     def train(self) -> TrainResult:
         """Runs to the last step, to an early stop, or to Ctrl-C."""
@@ -57,6 +68,7 @@ class NativeTrainer:
         self._go_on_from(self.request.resume_from)
         self.run.update(**self.parts.facts)
         self.run.start(self.state.step)
+        self.last = last_metrics(self.run)
         with Interrupt() as interrupt:
             if self.state.step == 0:
                 self._evaluate()
@@ -73,9 +85,24 @@ class NativeTrainer:
             torch.manual_seed(self.training.seed)
             return
         self.state = load_state(checkpoint)
+        self._forget_a_best_that_is_gone()
         self.parts.loader.load_state_dict(self.state.loader)
         restore(checkpoint, self.parts.optimizer)
         logger.info("resumed from %s: step %d of %d", checkpoint, self.state.step, self.parts.total_steps)
+
+    def _forget_a_best_that_is_gone(self) -> None:
+        """A run that goes on from another folder's checkpoint has none of the earlier ones."""
+        state = self.state
+        if self.training.load_best_model_at_end and state.best_step and not self._checkpoint(state.best_step).is_dir():
+            logger.warning(
+                "the best weights so far (step %d) are not in %s; the best from here on is kept",
+                state.best_step,
+                self.run.folder,
+            )
+            state.best_metric = state.best_step = None
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.run.folder / "checkpoints" / f"step-{step}"
 
     def _loop(self, interrupt: Interrupt) -> None:
         steps: Iterator[list[Row]] = self.parts.loader.steps()
@@ -91,7 +118,7 @@ class NativeTrainer:
     def _step(self, rows: list[Row]) -> dict[str, float]:
         """One optimizer step over all its rows."""
         rate = learning_rate(self.training, self.state.step, self.parts.total_steps)
-        scale = 1.0 / sum(row.num_labels for row in rows)
+        scale = 1.0 / max(1, sum(row.num_labels for row in rows))
         loss = 0.0
         for row in rows:
             part = self.parts.forward.loss(row, scale)
@@ -148,11 +175,13 @@ class NativeTrainer:
         training, step = self.training, self.state.step
         last = step == self.parts.total_steps
         strategy = training.eval_strategy
+        best_before = self.state.best_step
         if last or (strategy == "steps" and step % training.eval_steps == 0) or (strategy == "epoch" and new_epoch):
             self._evaluate()
         if step == self.parts.total_steps // 2:
             self._sample("half-way")
-        if (training.save_steps and step % training.save_steps == 0) or (training.save_epoch and new_epoch):
+        wanted = training.load_best_model_at_end and self.state.best_step != best_before
+        if wanted or (training.save_steps and step % training.save_steps == 0) or (training.save_epoch and new_epoch):
             self._save()
 
     def _evaluate(self) -> None:
@@ -165,14 +194,12 @@ class NativeTrainer:
             self._compare(metrics[self.training.metric_for_best_model])
 
     def _compare(self, metric: float) -> None:
-        """Keeps count of the best evaluation; its weights are kept where they will be wanted."""
+        """Keeps count of the best evaluation. An equal one is no gain, and neither is one that is no number."""
         state, best = self.state, self.state.best_metric
-        if best is not None and metric > best - self.training.early_stopping_threshold:
+        if metric < (math.inf if best is None else best - self.training.early_stopping_threshold):
+            state.best_metric, state.best_step, state.evaluations_without_gain = metric, state.step, 0
+        else:
             state.evaluations_without_gain += 1
-            return
-        state.best_metric, state.best_step, state.evaluations_without_gain = metric, state.step, 0
-        if self.training.load_best_model_at_end:
-            self._save()
 
     def _has_stalled(self) -> bool:
         patience = self.training.early_stopping_patience
@@ -194,7 +221,13 @@ class NativeTrainer:
     def _save(self) -> Path:
         self.state.loader = self.parts.loader.state_dict()
         parts = self.parts
-        path = save_checkpoint(self.run, self.state, parts.model, parts.tokenizer, parts.optimizer)
+        path = self._checkpoint(self.state.step)
+        if self._saved_step == self.state.step:
+            return path
+        self.run.flush()
+        save_checkpoint(path, self.state, parts.model, parts.tokenizer, parts.optimizer)
+        self._saved_step = self.state.step
+        remove_old(self.run, self.state)
         get_registry().events.checkpoint_saved(self.run, self.state.step, path)
         return path
 
@@ -210,18 +243,18 @@ class NativeTrainer:
     def _save_final(self) -> Path:
         """``final/``: the last weights, or the best ones, in the type that the model was loaded in."""
         path = self.run.folder / "final"
-        if path.exists():
-            return path
         model = self._final_model()
         with whole_folder(path) as folder:
             save_model(folder, model, self.parts.tokenizer)
+            if isinstance(model, PeftModel) and self.request.config.peft.peft_save_mode == "adapter_and_base_model":
+                save_model(folder, model.unload(), self.parts.tokenizer)
         return path
 
     def _final_model(self) -> Any:
         state, model = self.state, self.parts.model
         if self.training.load_best_model_at_end and state.best_step not in (None, state.step):
             logger.info("final/ gets the weights of step %d, eval_loss %.4f", state.best_step, state.best_metric)
-            model, _ = load_model(self.request.config, self.run.folder / "checkpoints" / f"step-{state.best_step}")
+            model, _ = load_model(self.request.config, self._checkpoint(state.best_step))
         if not isinstance(model, PeftModel):
             return model.to(getattr(torch, state.model_dtype))
         if self.request.config.peft.peft_save_mode == "merged":
@@ -236,3 +269,11 @@ class NativeTrainer:
             metrics={**self.last, "total_tokens": self.state.tokens},
             interrupted=interrupted,
         )
+
+
+def last_metrics(run: Run) -> dict[str, float]:
+    """The last value of each metric that the run has logged."""
+    found: dict[str, float] = {}
+    for line in read_lines(run.metrics_path):
+        found |= {name: value for name, value in line.items() if name != "step"}
+    return found
