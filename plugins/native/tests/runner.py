@@ -1,0 +1,107 @@
+"""Runs `graft` again and again, each time in a process of its own that is forked from this one.
+
+Importing torch and transformers takes seconds; a fork has them at once. Each line on stdin is a request, each line on
+stdout its answer. A request may have the process killed at a moment that does not depend on the machine's speed:
+at the n-th call of anything from Python, anywhere or within one function.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+PLACES = {"saving": "save_checkpoint", "evaluating": "evaluate"}
+"""What the trainer calls at such a moment."""
+
+
+def main() -> None:
+    import peft  # noqa: F401
+    import torch
+    import transformers.models.auto.modeling_auto
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import graftwork.cli
+    import graftwork_native.trainer  # noqa: F401
+
+    torch.set_num_threads(1)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            run(request)
+        _, status = os.waitpid(child, 0)
+        print(json.dumps({"code": os.waitstatus_to_exitcode(status)}), flush=True)
+
+
+def run(request: dict[str, Any]) -> None:
+    """The child: its output to a file, its moment prepared, and `graft`."""
+    import graftwork.cli
+
+    with open(request["output"], "w") as output:  # noqa: PTH123
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if request.get("file_bytes"):
+        # A file that would grow beyond gives an error, as a full disk does.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"],) * 2)
+    counter = Counter(**request.get("moment") or {})
+    counter.begin()
+    code = graftwork.cli.main(request["arguments"])
+    sys.setprofile(None)
+    if request.get("counts"):
+        with open(request["counts"], "w") as file:  # noqa: PTH123
+            json.dump(counter.counts, file)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class Counter:
+    """Counts calls, everywhere and within the places; sends this process a signal at the one that was asked for."""
+
+    def __init__(self, place: str = "anywhere", call: int = 0, visit: int = 1, send: str = "SIGKILL") -> None:
+        self.place, self.call, self.visit = place, call, visit
+        self.signal = getattr(signal, send)
+        self.counts = {"anywhere": 0, **dict.fromkeys(PLACES, 0)}
+        self.visits = dict.fromkeys(PLACES, 0)
+        self.inside: str | None = None
+
+    def begin(self) -> None:
+        from graftwork_native import trainer
+
+        for place, name in PLACES.items():
+            setattr(trainer, name, self.watched(getattr(trainer, name), place))
+        sys.setprofile(self.count)
+
+    def watched(self, function: Callable[..., Any], place: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.inside = place
+            self.visits[place] += 1
+            self.counts[place] = 0
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.inside = None
+
+        return call
+
+    def count(self, frame: Any, event: str, argument: Any) -> None:
+        if not event.endswith("call"):
+            return
+        self.counts["anywhere"] += 1
+        if self.inside:
+            self.counts[self.inside] += 1
+        here = self.place == "anywhere" or (self.inside == self.place and self.visits[self.place] == self.visit)
+        if here and self.counts[self.place] == self.call:
+            os.kill(os.getpid(), self.signal)
+
+
+if __name__ == "__main__":
+    main()
