@@ -18,7 +18,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 REQUIREMENTS = import sys, tomllib; \
 	print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"][sys.argv[1]], sep="\n")
 
-.PHONY: help setup quickstart test check format docs bench clean
+.PHONY: help setup quickstart test check lint types format docs bench clean
 
 help: ## Show these targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,8 @@ setup: $(INSTALLED) ## Make .venv and install everything into it (once, and agai
 
 $(INSTALLED): constraints.txt $(PROJECTS)
 	@test -n "$(PYTHON)" || { echo "graftwork needs Python 3.11 or newer: install it, or say make PYTHON=/path/to/python"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): some minutes the first time, nothing after that."
+	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c '$(REQUIREMENTS)' dev > $(VENV)/dev.txt
 # One command, so that pip settles on one torch for all of them.
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r $(VENV)/dev.txt \
@@ -46,9 +47,13 @@ quickstart: $(INSTALLED) ## Train a small model on real text, fine-tune it and a
 test: $(INSTALLED) ## Run all tests. ARGS='-k registry' picks some.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
 
-check: $(INSTALLED) ## Run ruff and mypy.
+check: lint types ## Run ruff and mypy.
+
+lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+types: $(INSTALLED)
 	$(BIN)/mypy
 
 format: $(INSTALLED) ## Let ruff format and repair what it can.
