@@ -149,7 +149,8 @@ def test_killed_at_random_moments(toys: Any, tmp_path: Path, graft: Runner, vari
     model = toys.save(
         tmp_path / "toy", dtype=torch.bfloat16 if half else torch.float32, attention_dropout=0.1
     )  # Llama's one dropout
-    config = toys.config(tmp_path, model, make_data(toys, tmp_path), training={**TRAINING, **training}, **sections)
+    training = {**TRAINING, **training, "max_steps": 2 * kills if kills > 9 else 20}
+    config = toys.config(tmp_path, model, make_data(toys, tmp_path), training=training, **sections)
     path = str(save_config(tmp_path / "config.yaml", config))
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     counts_path = tmp_path / "counts.json"
@@ -157,13 +158,17 @@ def test_killed_at_random_moments(toys: Any, tmp_path: Path, graft: Runner, vari
     counts = json.loads(counts_path.read_text())
 
     chosen = random.Random(variant)
+    went_on_from = set()
     for number in range(kills):
-        place = ("anywhere", "saving", "evaluating", "anywhere", "anywhere")[number % 5]
-        most = counts[place] // 4 if place == "anywhere" else counts[place]
-        moment = {"place": place, "call": chosen.randint(1, most), "visit": chosen.randint(1, 2)}
+        place = ("evaluating", "saving", "anywhere", "anywhere")[number % 4]
+        # Early enough that so many sittings do not end the run
+        most = counts[place] * 6 // kills if place == "anywhere" else counts[place]
+        moment = {"place": place, "call": chosen.randint(1, most), "visit": chosen.randint(1 + (kills < 9), 3)}
         arguments = ["train", "-c", path, f"training.output_dir={killed}", *(["--resume"] if number else [])]
         assert graft(*arguments, moment=moment) == -9, f"{moment}: {graft.said}"
+        went_on_from.add(json.loads((killed / "run.json").read_text()).get("resumed_from"))
     assert graft("train", "-c", path, f"training.output_dir={killed}", "--resume") == 0, graft.said
+    assert len(went_on_from - {None}) >= min(3, kills // 2), "the kills came too early to show anything"
     assert_same_run(killed, straight)
     assert_no_leftovers(killed)
     checkpoints = [path.name for path in (killed / "checkpoints").iterdir()]

@@ -168,7 +168,8 @@ def segments_fail(model: nn.Module, device: torch.device) -> str | None:
         with evaluating(model), recorded_windows() as windows:
             alone = torch.cat([all_logits(plain, row) for row in single])
             base.set_attn_implementation(NAME)
-            same = close(alone, all_logits(packed, both)) and not leaks(packed, both)
+            together = all_logits(packed, both)
+            same = close(alone, together, tolerance_of(model)) and not leaks(packed, both)
     except Exception as error:
         # Somebody's model: whatever it says to a row of segments, it works with padded samples or not at all.
         reason = f"{type(base).__name__}: {(str(error).splitlines() or [type(error).__name__])[0]}"
@@ -242,7 +243,9 @@ def head_agrees(model: nn.Module, device: torch.device) -> bool:
             factor = LARGE_LOGIT / float(expected.abs().max().clamp_min(1e-6))
             with scaled_input(parts_of(model)[1], factor):
                 large = all_logits(forward, row)
-            return close(all_logits(forward, row), expected) and close(large, expected * factor)
+            tolerance = tolerance_of(model)
+            plain = all_logits(forward, row)
+            return close(plain, expected, tolerance) and close(large, expected * factor, tolerance)
     except Exception:
         # Somebody's model: one that cannot be tried makes its logits itself.
         return False
@@ -258,10 +261,15 @@ def scaled_input(head: nn.Module, factor: float) -> Iterator[None]:
         handle.remove()
 
 
-def close(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Equal up to the rounding of the type they were computed in."""
-    tolerance = 1e-4 if left.dtype == torch.float32 else 0.02
+def close(left: torch.Tensor, right: torch.Tensor, tolerance: float) -> bool:
+    """Equal up to ``tolerance`` of the largest."""
     return left.shape == right.shape and bool((left - right).abs().max() <= tolerance * left.abs().max())
+
+
+def tolerance_of(model: nn.Module) -> float:
+    """The rounding of the coarsest type that some weight is in."""
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    return 1e-4 if kinds == {torch.float32} else 0.02
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from peft import PeftModel
 
 from graftwork.adapters import attach_adapter, load_adapter
@@ -11,12 +12,12 @@ from graftwork.adapters.folder import adapter_folder
 from graftwork.builders import build_model
 from graftwork.errors import UsageError
 from graftwork_native import precision
+from graftwork_native.checkpoint import load_state
 from graftwork_native.forward import base_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import torch
     from torch import nn
 
     from graftwork.config import ModelParams, RunConfig
@@ -34,6 +35,8 @@ def load_model(config: RunConfig, checkpoint: Path | None) -> tuple[nn.Module, t
         model = with_adapter(model, config, checkpoint)
     if config.model.torch_dtype == "auto":
         precision.use_float32_masters(model)
+        if checkpoint is not None:
+            precision.return_frozen(model, getattr(torch, load_state(checkpoint).model_dtype))
     if config.training.enable_gradient_checkpointing:
         checkpoint_gradients(model, config)
     if config.training.compile:
@@ -59,8 +62,11 @@ def base_model(config: RunConfig, checkpoint: Path | None) -> Any:
 
 def at_checkpoint(params: ModelParams, checkpoint: Path) -> ModelParams:
     """The same model with the weights of a checkpoint, whose own ``config.json`` says all about it."""
-    name = str(checkpoint.absolute())
-    return params.model_copy(update={"model_name": name, "load_pretrained_weights": True, "model_kwargs": {}})
+    changes = {"model_name": str(checkpoint.absolute()), "load_pretrained_weights": True, "model_kwargs": {}}
+    if params.torch_dtype == "auto":
+        # Masters beside frozen weights in bfloat16: transformers would load all of them as the first one is
+        changes["torch_dtype"] = "float32"
+    return params.model_copy(update=changes)
 
 
 def with_adapter(model: Any, config: RunConfig, checkpoint: Path | None) -> Any:

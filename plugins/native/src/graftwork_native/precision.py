@@ -46,6 +46,13 @@ def use_float32_masters(model: nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
+def return_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Frozen parameters in the type that they were in before a checkpoint brought them back in float32."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad and parameter.dtype == torch.float32:
+            parameter.data = parameter.data.to(dtype)
+
+
 def describe(model: nn.Module, dtype: torch.dtype | None) -> str:
     """``float32 weights, bfloat16 products``."""
     kinds = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
