@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LEFT_OUT = frozenset(
-    "antigravity this idlelib lib2to3 test tests tkinter turtle turtledemo distutils ensurepip pydoc_data encodings "
-    "site-packages dist-packages".split()
+    {"antigravity", "this", "test", "tests", "idlelib", "lib2to3", "tkinter", "turtle", "turtledemo", "distutils"}
+    | {"ensurepip", "encodings", "pydoc_data", "site-packages", "dist-packages"}
 )
 """Not there on every machine (Linux distributions ship them apart), or nothing that a person would ask about."""
 

@@ -22,7 +22,7 @@ def hold_out(
     target = share * sum(size(member) for group in groups for member in group)
     sizes = [sum(map(size, group)) for group in groups]
     drawn = [number for number in range(len(groups)) if sizes[number] <= target / 2]
-    random.Random(seed).shuffle(drawn)
+    random.Random(seed).shuffle(drawn)  # noqa: S311 (a draw, not a secret)
     held: set[int] = set()
     for number in drawn:
         if sum(sizes[one] for one in held) + sizes[number] <= target:

@@ -11,7 +11,7 @@ from graftwork.config import GenerationParams
 from graftwork.errors import MissingExtraError
 from graftwork.files import write_text
 from graftwork.inference.engine import build_engine, load_model
-from graftwork.quickstart.configurations import LENGTH, PRESET, VOCAB_SIZE, Layout, read_config
+from graftwork.quickstart.configurations import ANSWER_TOKENS, LENGTH, PRESET, VOCAB_SIZE, Layout, read_config
 from graftwork.quickstart.measure import own_entropy, predicted_tokens, unigram_entropy
 from graftwork.quickstart.tokenizer import EOS, save_tokenizer, train_tokenizer
 from graftwork.registry import get_registry
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from graftwork.quickstart.corpus import Corpus
     from graftwork.quickstart.docstrings import Question
     from graftwork.runs.run import Listener, Run
-
-ANSWER_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,8 +34,8 @@ def read_topics() -> list[Document]:
         topics: dict[str, str] = import_module("pydoc_data.topics").topics
     except ImportError as error:
         raise DataError(
-            "this Python has no pydoc_data.topics, the text that the quickstart learns from: install the whole standard "
-            "library (on Debian and Ubuntu the package python3, not python3-minimal), or take a Python from python.org"
+            "this Python has no pydoc_data.topics, the text that the quickstart learns from: install the whole "
+            "standard library (on Debian and Ubuntu the package python3, not python3-minimal)"
         ) from error
     return [Document(name, text.strip() + "\n") for name, text in sorted(topics.items())]
 
