@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from graftwork.config import RunConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"
@@ -110,11 +112,13 @@ def save_toy(folder: Path, kind: str = "llama", dtype: torch.dtype = torch.float
 def write_chat(path: Path, rows: int = 12, seed: int = 0) -> Path:
     """Questions and answers of different lengths."""
     texts = [
-        {"messages": [{"role": "user", "content": f"q{seed} {number}" * (1 + number % 3)}]
-         + [{"role": "assistant", "content": f"a{number * 7 % 10}" * (1 + number % 4)}]}
-        for number in range(rows)
-    ]  # fmt: skip
-    path.write_text("".join(json.dumps(row) + "\n" for row in texts))
+        (f"q{seed} {number}" * (1 + number % 3), f"a{number * 7 % 10}" * (1 + number % 4)) for number in range(rows)
+    ]
+    rows_of_turns = [
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+        for question, answer in texts
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows_of_turns))
     return path
 
 

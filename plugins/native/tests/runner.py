@@ -12,11 +12,13 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-PLACES = {"saving": "save_checkpoint", "evaluating": "evaluate"}
-"""What the trainer calls at such a moment."""
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PLACES = {"training": "NativeTrainer._loop", "saving": "save_checkpoint", "evaluating": "evaluate"}
+"""The functions of the trainer's module that are at work at such a moment."""
 
 
 def main() -> None:
@@ -25,7 +27,7 @@ def main() -> None:
     import transformers.models.auto.modeling_auto
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import graftwork.cli
+    import graftwork.cli  # noqa: F401
     import graftwork_native.trainer  # noqa: F401
 
     torch.set_num_threads(1)
@@ -52,12 +54,13 @@ def run(request: dict[str, Any]) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"],) * 2)
     counter = Counter(**request.get("moment") or {})
-    counter.begin()
+    if request.get("moment") or request.get("counts"):
+        counter.begin()
     code = graftwork.cli.main(request["arguments"])
     sys.setprofile(None)
     if request.get("counts"):
         with open(request["counts"], "w") as file:  # noqa: PTH123
-            json.dump(counter.counts, file)
+            json.dump({**counter.counts, **counter.least}, file)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -70,35 +73,43 @@ class Counter:
         self.place, self.call, self.visit = place, call, visit
         self.signal = getattr(signal, send)
         self.counts = {"anywhere": 0, **dict.fromkeys(PLACES, 0)}
+        self.least: dict[str, int] = {}
         self.visits = dict.fromkeys(PLACES, 0)
-        self.inside: str | None = None
+        self.inside: list[str] = []
 
     def begin(self) -> None:
         from graftwork_native import trainer
 
-        for place, name in PLACES.items():
-            setattr(trainer, name, self.watched(getattr(trainer, name), place))
-        sys.setprofile(self.count)
+        for place, path in PLACES.items():
+            *owners, name = path.split(".")
+            owner = getattr(trainer, owners[0]) if owners else trainer
+            setattr(owner, name, self.watched(getattr(owner, name), place))
+        if self.place == "anywhere":
+            sys.setprofile(self.count)
 
     def watched(self, function: Callable[..., Any], place: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            self.inside = place
+            self.inside.append(place)
             self.visits[place] += 1
             self.counts[place] = 0
+            if place == self.place:
+                sys.setprofile(self.count)
             try:
                 return function(*args, **kwargs)
             finally:
-                self.inside = None
+                if place == self.place:
+                    sys.setprofile(None)
+                self.inside.pop()
+                self.least[place] = min(self.counts[place], self.least.get(place, self.counts[place]))
 
         return call
 
     def count(self, frame: Any, event: str, argument: Any) -> None:
         if not event.endswith("call"):
             return
-        self.counts["anywhere"] += 1
-        if self.inside:
-            self.counts[self.inside] += 1
-        here = self.place == "anywhere" or (self.inside == self.place and self.visits[self.place] == self.visit)
+        for place in ("anywhere", *self.inside):
+            self.counts[place] += 1
+        here = self.place == "anywhere" or (self.place in self.inside and self.visits[self.place] == self.visit)
         if here and self.counts[self.place] == self.call:
             os.kill(os.getpid(), self.signal)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,6 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from graftwork import ModelParams, build_model, merge_adapter, train
 from graftwork.errors import DataError, RunError, UsageError
 from graftwork_native import trainer as trainer_module
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 IDS = torch.tensor([[5, 9, 3, 7, 11, 4, 8, 6]])
 TARGETS = {"lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj", "v_proj"]}
