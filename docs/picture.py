@@ -93,7 +93,7 @@ def smooth(points: Sequence[Point]) -> list[Point]:
     """Averages of neighbouring steps, each at the middle of its steps."""
     size = max(1, round(SMOOTHING * len(points)))
     groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [tuple(sum(values) / len(group) for values in zip(*group, strict=True)) for group in groups]  # type: ignore[misc]
+    return [tuple(sum(values) / len(group) for values in zip(*group, strict=True)) for group in groups]
 
 
 def picture(panels: Sequence[Panel]) -> str:

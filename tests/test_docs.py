@@ -15,7 +15,7 @@ import pytest
 from graftwork import hookspecs, load_config
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "examples" / "README.md", *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"(?P<before>[^\n]*)\n```(?P<language>\w+)\n(?P<code>.*?)```", re.S)
 NOT_RUN = re.compile(r"<!-- not run: (?P<reason>.+) -->")
 RUNNABLE = ("python", "bash", "yaml")
@@ -98,6 +98,12 @@ def test_a_configuration_in_a_document_is_valid(
     load_config(workplace / "run.yaml", ["model.model_name=org/model"])
 
 
+def test_every_example_is_in_the_list() -> None:
+    text = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    names = [path.name for path in (ROOT / "examples").glob("*.yaml")]
+    assert [name for name in names if f"| `{name}` |" not in text] == []
+
+
 def test_there_is_something_to_run() -> None:
     assert {snippet.document.name for snippet in PYTHON} == {"README.md", "architecture.md"}
     assert BASH
@@ -119,7 +125,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_files_that_are_named_exist(document: Path) -> None:
     text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.S)
     named = {name for name in re.findall(r"`([\w./-]+)`", text) if is_source(name)}
-    bases = (ROOT, ROOT / "core/src/graftwork", ROOT / "plugins/native/src/graftwork_native")
+    bases = (document.parent, ROOT, ROOT / "core/src/graftwork", ROOT / "plugins/native/src/graftwork_native")
     assert {name for name in named if not any((base / name).exists() for base in bases)} == set()
 
 
