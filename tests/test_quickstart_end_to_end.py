@@ -115,7 +115,7 @@ def test_ctrl_c_says_what_is_left(tmp_path: Path) -> None:
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("step 1/"):
+        if line.strip().startswith("step 1/"):
             break
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from graftwork import ModelParams, build_tokenizer, encode_chat
+from graftwork import ModelParams, build_tokenizer, encode_chat, render_chat
 from graftwork.errors import MissingExtraError, RunError
 from graftwork.quickstart import steps
 from graftwork.quickstart.configurations import Layout, read_config, write_configurations
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-TEXTS = ["The quick brown fox jumps over the lazy dog.\n\n   def fox():\n      return 'dog'\n" * 3]
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog.\n\n   def fox():\n      return 'dog'\n" * 3,
+    "One.\n\n\nTwo.\n\n\n" * 30,
+]
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +68,19 @@ def test_the_tokenizer_is_one_of_llama_3s_kind(tokenizer_folder: Path) -> None:
     assert tokenizer.decode(trained) == "dog.<|eot_id|>"
 
 
-def test_the_same_texts_give_the_same_tokenizer(tokenizer_folder: Path) -> None:
-    again = train_tokenizer(TEXTS, 300, 128).backend_tokenizer.to_str()
-    assert again == train_tokenizer(TEXTS, 300, 128).backend_tokenizer.to_str()
+def test_a_model_is_asked_with_the_tokens_it_was_trained_on(tokenizer_folder: Path) -> None:
+    tokenizer = build_tokenizer(ModelParams(model_name=str(tokenizer_folder), chat_template="llama3-instruct"))
+    question = [{"role": "user", "content": "What does `fox` do?"}]
+    for answer in ("dog.", "'dog'", "The fox"):
+        trained = encode_chat([*question, {"role": "assistant", "content": answer}], tokenizer=tokenizer)
+        prompt = render_chat(question, template=None, tokenizer=tokenizer, add_generation_prompt=True)
+        asked = tokenizer(prompt, add_special_tokens=False).input_ids
+        assert trained.input_ids[: trained.turns[0][0]] == asked
+
+
+def test_the_same_texts_give_the_same_tokenizer() -> None:
+    first, second = (train_tokenizer(TEXTS, 300, 128).backend_tokenizer.to_str() for _ in range(2))
+    assert first == second
 
 
 # Measures

@@ -25,7 +25,7 @@ LENGTH = 256
 ANSWER_TOKENS = 48
 """Tokens of the longest answer that is asked for."""
 
-PRETRAINING_STEPS, FINE_TUNING_STEPS = 2000, 1000
+PRETRAINING_STEPS, FINE_TUNING_STEPS = 1800, 800
 
 SIZES = {
     "hidden_size": 192,

@@ -72,13 +72,23 @@ def gather(seed: int) -> Corpus:
 
 
 def shown_first(questions: list[Question]) -> list[Question]:
-    """The questions with :data:`SHOWN` of them moved to the front: plain functions of different packages, if any."""
+    """The questions with :data:`SHOWN` of them moved to the front: functions of different packages from A to Z, if
+    there are enough such as have a name of several words, which gives a small model something to go by.
+    """
+    functions = [question for question in questions if question.name.count(".") == 1 and question.name.islower()]
+    telling = one_each([question for question in functions if "_" in question.name])
+    candidates = telling if len(telling) >= SHOWN else one_each(functions)
+    count = min(SHOWN, len(candidates))
+    shown = [candidates[(2 * place + 1) * len(candidates) // (2 * count)] for place in range(count)]
+    return [*shown, *(question for question in questions if question not in shown)]
+
+
+def one_each(questions: list[Question]) -> list[Question]:
+    """The first question of each package."""
     first: dict[str, Question] = {}
     for question in questions:
-        if question.name.count(".") == 1 and question.name.islower():
-            first.setdefault(question.package, question)
-    shown = list(first.values())[:SHOWN]
-    return [*shown, *(question for question in questions if question not in shown)]
+        first.setdefault(question.package, question)
+    return list(first.values())
 
 
 def check_apart(corpus: Corpus) -> None:

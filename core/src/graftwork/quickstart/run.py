@@ -50,11 +50,11 @@ def go_through(layout: Layout, seed: int, num_steps: int, say: Say) -> None:
     tell(say, story.tokenizer(VOCAB_SIZE, corpus.characters / unigrams.tokens))
 
     tell(say, story.pretraining())
-    pretraining = steps.run_stage(layout, layout.pretrained, Progress())
+    pretraining = steps.run_stage(layout, layout.pretrained, Progress(indent=story.INDENT))
     tell(say, story.pretrained(pretraining, unigrams))
 
     tell(say, story.fine_tuning())
-    fine_tuning = steps.run_stage(layout, layout.fine_tuned, Progress())
+    fine_tuning = steps.run_stage(layout, layout.fine_tuned, Progress(indent=story.INDENT))
     steps.merge(layout)
     tell(say, story.fine_tuned(fine_tuning))
 

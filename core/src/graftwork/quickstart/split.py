@@ -16,12 +16,12 @@ def hold_out(
 ) -> tuple[list[T], list[T]]:
     """The members to train on and those held out: whole groups, drawn by ``seed``, until they are ``share`` of all.
 
-    A group that alone would be more than half of the held-out part is always trained on, so that what is held out
-    is more than one or two things.
+    A group that alone would be more than a quarter of the held-out part is always trained on, so that what is held
+    out is more than a few things.
     """
     target = share * sum(size(member) for group in groups for member in group)
     sizes = [sum(map(size, group)) for group in groups]
-    drawn = [number for number in range(len(groups)) if sizes[number] <= target / 2]
+    drawn = [number for number in range(len(groups)) if sizes[number] <= target / 4]
     random.Random(seed).shuffle(drawn)  # noqa: S311 (a draw, not a secret)
     held: set[int] = set()
     for number in drawn:

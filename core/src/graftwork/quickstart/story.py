@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from graftwork.quickstart.corpus import Corpus
     from graftwork.quickstart.steps import Answer, Stage, Unigrams
 
+INDENT = " " * 3
+
 LABEL = 26
 """Columns of the names at the left."""
 
@@ -22,9 +24,19 @@ WIDTH = 100
 
 
 def line(label: str, text: str) -> str:
-    """A name and what belongs to it, the continuation lines below it."""
-    indent = " " * (LABEL + 3)
-    return textwrap.fill(text, WIDTH, initial_indent=f"   {label:<{LABEL}}", subsequent_indent=indent)
+    """A name and what belongs to it; never broken, as it may be a command or a path."""
+    return f"{INDENT}{label:<{LABEL}}{text}"
+
+
+def paragraph(label: str, text: str) -> str:
+    """A name and a text of any length, its further lines below it."""
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=f"{INDENT}{label:<{LABEL}}",
+        subsequent_indent=INDENT + " " * LABEL,
+        break_on_hyphens=False,
+    )
 
 
 def beginning(folder: Path, before: Path | None) -> Iterator[str]:
@@ -85,10 +97,10 @@ def asked(answers: Sequence[Answer]) -> Iterator[str]:
     """Questions, answers, and the truth."""
     yield heading(5, "Questions about modules that it has never seen")
     for answer in answers:
-        yield f"   {answer.question}"
-        yield line("  model", answer.answer or "(nothing)")
-        yield line("  docstring", answer.docstring)
-    yield "   A model this small, after minutes, has learned how docstrings sound, not what is true."
+        yield INDENT + answer.question
+        yield paragraph("  model", answer.answer or "(nothing)")
+        yield paragraph("  docstring", answer.docstring)
+    yield f"{INDENT}A model this small, after minutes, has learned how docstrings sound, not what is true."
 
 
 def ending(layout: Layout, seconds: float) -> Iterator[str]:
@@ -99,10 +111,10 @@ def ending(layout: Layout, seconds: float) -> Iterator[str]:
     yield line("reports, for a browser", shown(layout.pretrained / "report.html"))
     yield line("", shown(layout.fine_tuned / "report.html"))
     yield line("talk with it", f"graft chat {shown(layout.model)}")
-    yield line("ask it once", f'graft generate {shown(layout.model)} "What does `textwrap.dedent` do?"')
+    yield line("ask it once", f"graft generate {shown(layout.model)} 'What does `textwrap.dedent` do?'")
     yield line("let it go on writing", f'graft generate {shown(layout.pretrained)} "The syntax for"')
     yield line("train it otherwise", f"change {shown(layout.config(layout.fine_tuned))} or give values:")
-    yield "     " + again(layout, layout.fine_tuned)
+    yield f"{INDENT}  {again(layout, layout.fine_tuned)}"
 
 
 def again(layout: Layout, run: Path) -> str:

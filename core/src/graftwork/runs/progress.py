@@ -16,10 +16,11 @@ INTERVAL_S = 5.0
 
 
 class Progress:
-    """A listener of :func:`graftwork.train`. Evaluations always get a line of their own."""
+    """A listener of :func:`graftwork.train`. Evaluations always get a line of their own, and each line an indent."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, indent: str = "") -> None:
         self.stream = stream or sys.stderr
+        self.indent = indent
         self.live = self.stream.isatty()
         self.began: tuple[int, float] | None = None
         self.written_at = 0.0
@@ -46,6 +47,7 @@ class Progress:
         )
 
     def _write(self, text: str, *, lasting: bool) -> None:
+        text = self.indent + text
         begin = "\r" if self.live else ""
         end = "\n" if lasting else ""
         self.stream.write(f"{begin}{text.ljust(self.width)}{end}")
