@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from graftwork.config import RunConfig
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
+RUNNER = Path(__file__).with_name("runner.py")
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"
     "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
@@ -185,3 +190,40 @@ def chat_split(*paths: Path, **changes: Any) -> dict[str, Any]:
 def metrics_of(run: Path) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl``."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+class Runner:
+    """`graft` in processes of its own; see ``runner.py``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.output = folder / "output.txt"
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(RUNNER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+
+    def __call__(self, *arguments: str, **request: Any) -> int:
+        """The exit code; minus the signal's number where one ended it."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        line = json.dumps({"arguments": arguments, "output": str(self.output), **request})
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return int(json.loads(self.process.stdout.readline())["code"])
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text()
+
+
+@pytest.fixture(scope="session")
+def graft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    runner = Runner(tmp_path_factory.mktemp("runner"))
+    yield runner
+    assert runner.process.stdin is not None
+    assert runner.process.stdout is not None
+    runner.process.stdin.close()
+    runner.process.wait(timeout=60)
+    runner.process.stdout.close()

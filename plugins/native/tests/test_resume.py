@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,46 +17,9 @@ from graftwork.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-RUNNER = Path(__file__).with_name("runner.py")
 NUMBERS = ("step", "loss", "eval_loss", "eval_tokens", "learning_rate", "grad_norm", "tokens", "supervised_tokens")
-
-
-class Runner:
-    """`graft` in processes of its own; see ``runner.py``."""
-
-    def __init__(self, folder: Path) -> None:
-        self.output = folder / "output.txt"
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, str(RUNNER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "ready\n"
-
-    def __call__(self, *arguments: str, **request: Any) -> int:
-        """The exit code; minus the signal's number where one ended it."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        line = json.dumps({"arguments": arguments, "output": str(self.output), **request})
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        return int(json.loads(self.process.stdout.readline())["code"])
-
-    @property
-    def said(self) -> str:
-        return self.output.read_text()
-
-
-@pytest.fixture(scope="module")
-def graft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    runner = Runner(tmp_path_factory.mktemp("runner"))
-    yield runner
-    assert runner.process.stdin is not None
-    assert runner.process.stdout is not None
-    runner.process.stdin.close()
-    runner.process.wait(timeout=60)
-    runner.process.stdout.close()
 
 
 def numbers(run: Path) -> list[dict[str, Any]]:
@@ -163,7 +125,7 @@ def moments(counts: dict[str, int], kills: int, steps: int, chosen: random.Rando
 
 
 @pytest.mark.parametrize(("variant", "kills"), [(name, 20 if name == "streamed mixture" else 4) for name in VARIANTS])
-def test_killed_at_random_moments(toys: Any, tmp_path: Path, graft: Runner, variant: str, kills: int) -> None:
+def test_killed_at_random_moments(toys: Any, tmp_path: Path, graft: Any, variant: str, kills: int) -> None:
     make_data, training, sections = VARIANTS[variant]
     half = variant.startswith("half")
     model = toys.save(
@@ -241,7 +203,7 @@ def changed(config: Any, **training: Any) -> Any:
 
 
 @pytest.mark.parametrize(("signal", "place"), [("SIGINT", "training"), ("SIGTERM", "training"), ("SIGINT", "saving")])
-def test_ctrl_c_saves_and_stops(tmp_path: Path, graft: Runner, small: Any, signal: str, place: str) -> None:
+def test_ctrl_c_saves_and_stops(tmp_path: Path, graft: Any, small: Any, signal: str, place: str) -> None:
     path = str(save_config(tmp_path / "config.yaml", small))
     moment = {"place": place, "call": 2000, "send": signal}
     assert graft("train", "-c", path, moment=moment) == 130
@@ -260,7 +222,7 @@ def test_ctrl_c_saves_and_stops(tmp_path: Path, graft: Runner, small: Any, signa
     assert_same_run(run, tmp_path / "straight")
 
 
-def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path: Path, graft: Runner, small: Any) -> None:
+def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path: Path, graft: Any, small: Any) -> None:
     path = str(save_config(tmp_path / "config.yaml", small))
     moment = {"place": "anywhere", "call": 50_000, "send": "SIGINT"}
     assert graft("train", "-c", path, moment=moment) == 130
@@ -399,7 +361,7 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path, small: Any, damage
         train(small, resume=True)
 
 
-def test_two_processes_do_not_share_a_run(tmp_path: Path, graft: Runner, small: Any) -> None:
+def test_two_processes_do_not_share_a_run(tmp_path: Path, graft: Any, small: Any) -> None:
     """The second is told so while the first one is at work."""
     path = str(save_config(tmp_path / "config.yaml", small))
     codes: list[int] = []

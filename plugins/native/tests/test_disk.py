@@ -1,0 +1,161 @@
+"""A disk that is full, a folder that cannot be written: said with place and remedy, nothing half-written, resumable."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graftwork import files, train
+from graftwork.cli import main
+from graftwork.errors import RunError
+from graftwork.runs import run as run_module
+
+
+@pytest.fixture
+def small(toys: Any, tmp_path: Path, llama: Path, chat: dict[str, Any]) -> Any:
+    return toys.config(tmp_path, llama, chat, training={"save_steps": 2, "max_steps": 6})
+
+
+def full_disk(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+
+
+def leftovers(run: Path) -> list[Path]:
+    return [path for path in run.rglob(".*") if path.name != ".lock"]
+
+
+@pytest.mark.parametrize("what", ["model", "optimizer", "state", "sync"])
+def test_a_checkpoint_that_does_not_fit(
+    tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch, toys: Any, what: str
+) -> None:
+    """Whoever hits the end of the disk: nothing of the checkpoint stays, and the run goes on from the one before."""
+    import safetensors.torch
+    import torch
+    from transformers import modeling_utils
+
+    run = tmp_path / "run"
+    train(
+        small.model_copy(update={"training": small.training.model_copy(update={"output_dir": str(tmp_path / "whole")})})
+    )
+    saves: list[int] = []
+
+    def at_the_second(function: Any, error: Any = full_disk) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            saves.append(1)
+            return error() if (run / "checkpoints" / "step-2").exists() else function(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        if what == "model":
+
+            def safetensors_error() -> None:
+                raise safetensors.SafetensorError(
+                    "Error while serializing: I/O error: No space left on device (os error 28)"
+                )
+
+            patch.setattr(
+                modeling_utils, "safe_save_file", at_the_second(modeling_utils.safe_save_file, safetensors_error)
+            )
+        elif what == "optimizer":
+
+            def torch_error() -> None:
+                raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+
+            patch.setattr(torch, "save", at_the_second(torch.save, torch_error))
+        elif what == "state":
+            patch.setattr(Path, "write_text", at_the_second(Path.write_text))
+        else:
+            sync = files.sync
+            patch.setattr(files, "sync", lambda path: full_disk() if "step-4" in str(path) else sync(path))
+            saves.append(1)
+        with pytest.raises(RunError, match=r"step-4 could not be written: .*nothing of it was left behind\. Make room"):
+            train(small)
+    assert saves
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-2"]
+    assert leftovers(run) == []
+    if what != "state":  # where the record could not be written either, it still says running
+        record = json.loads((run / "run.json").read_text())
+        assert record["status"] == "failed"
+        assert "step-4 could not be written" in record["error"]
+    train(small, resume=True)
+    name = Path("final") / "model.safetensors"
+    assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert [row["loss"] for row in toys.metrics(run) if "loss" in row] == [
+        row["loss"] for row in toys.metrics(tmp_path / "whole") if "loss" in row
+    ]
+
+
+def test_metrics_that_do_not_fit(tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a line is on the disk when it is full; the run says so and goes on later."""
+    run = tmp_path / "run"
+    append = run_module.Run._append
+
+    def half(self: Any, path: Path, data: Any) -> None:
+        if data["step"] == 3:
+            with run_module.explained(path), path.open("a") as file:
+                file.write(json.dumps(data)[:20])
+                file.flush()
+                full_disk()
+        append(self, path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.Run, "_append", half)
+        with pytest.raises(RunError, match=r"No space left on device; make room .* then go on with --resume"):
+            train(small)
+    assert not (run / "metrics.jsonl").read_text().endswith("\n")
+    train(small, resume=True)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 7))
+
+
+def test_the_final_model_that_does_not_fit(tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from graftwork_native import trainer
+
+    with monkeypatch.context() as patch:
+        save = trainer.save_model
+        patch.setattr(trainer, "save_model", lambda folder, *args: save(folder, *args) or full_disk())
+        with pytest.raises(RunError, match=r"final could not be written: .*No space left on device"):
+            train(small)
+    assert not (tmp_path / "run" / "final").exists()
+    assert leftovers(tmp_path / "run") == []
+    assert train(small, resume=True).model_path == tmp_path / "run" / "final"
+
+
+def test_files_that_may_not_grow(tmp_path: Path, graft: Any, small: Any) -> None:
+    """A real process at a real limit: no file may be larger than 60 kB, and the model is."""
+    path = tmp_path / "config.yaml"
+    path.write_text(small.to_yaml())
+    assert graft("train", "-c", str(path), file_bytes=60_000) == 1
+    assert "step-2 could not be written" in graft.said
+    assert "Traceback" not in graft.said
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    assert leftovers(tmp_path / "run") == []
+    assert graft("train", "-c", str(path), "--resume") == 0, graft.said
+
+
+def test_a_file_where_a_folder_should_be(
+    toys: Any, tmp_path: Path, llama: Path, chat: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    config = toys.config(tmp_path, llama, chat, training={"output_dir": str(tmp_path / "file" / "run")})
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert main(["train", "-c", str(path)]) in (1, 2)
+    said = capsys.readouterr().err
+    assert "Not a directory" in said or "is a file" in said
+    assert "training.output_dir" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.skipif(not Path("/sys").is_dir(), reason="needs a file system that nobody can write to: /sys")
+def test_a_folder_that_nobody_can_write_to(toys: Any, tmp_path: Path, llama: Path, chat: dict[str, Any]) -> None:
+    """Also root, who may write where permissions say no."""
+    config = toys.config(tmp_path, llama, chat, training={"output_dir": "/sys/graftwork-run"})
+    with pytest.raises(RunError, match=r"/sys/graftwork-run: .*; make room or choose another training\.output_dir"):
+        train(config)
