@@ -1,0 +1,172 @@
+"""The run folder: whose it is, what is appended, what is dropped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from graftwork.config import RunConfig
+from graftwork.errors import RunError, UsageError
+from graftwork.runs.run import Run, keep_lines, open_run, read_lines, step_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def make_config(folder: Path, **training: Any) -> RunConfig:
+    training = {"output_dir": str(folder), "enable_tensorboard": False, **training}
+    return RunConfig.model_validate({"model": {"model_name": "./somewhere"}, "training": training})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    run = open_run(make_config(tmp_path / "run"), resume=False)
+    yield run
+    run.release()
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_new_folder(run: Run) -> None:
+    assert files_of(run.folder) == {"run.json", "config.yaml", "checkpoints", ".lock"}
+    saved = RunConfig.model_validate(yaml.safe_load((run.folder / "config.yaml").read_text()))
+    assert saved == run.config
+    assert (run.fresh, run.started) == (True, False)
+
+
+def test_a_run_that_never_began_is_taken_back(tmp_path: Path, run: Run) -> None:
+    run.discard()
+    assert not run.folder.exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    again = open_run(make_config(tmp_path / "run"), resume=False)
+    again.discard()
+    assert files_of(tmp_path / "run") == {"notes.txt"}, "somebody's own file stays, and so does its folder"
+
+
+def test_a_run_is_only_gone_on_with(run: Run) -> None:
+    run.update(status="finished")
+    run.release()
+    with pytest.raises(
+        UsageError, match=r"training\.output_dir: .*run holds a run already; go on with it \(--resume\)"
+    ):
+        open_run(run.config, resume=False)
+    again = open_run(run.config, resume=True)
+    assert (again.record["status"], again.fresh) == ("finished", False)
+    again.release()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "final", "tensorboard"])
+def test_what_a_run_would_write_over(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UsageError, match=rf"{tmp_path} has {name} in it, which no run here wrote .*choose another"):
+        open_run(make_config(tmp_path), resume=False)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_two_at_once(run: Run) -> None:
+    with pytest.raises(RunError, match=r"another process is writing to this run; wait for it, or stop it first"):
+        open_run(run.config, resume=True)
+    run.release()
+    open_run(run.config, resume=True).release()
+
+
+def test_a_damaged_record(run: Run) -> None:
+    (run.folder / "run.json").write_text('{"status": ')
+    run.release()
+    with pytest.raises(RunError, match=r"run\.json is damaged .*start a new run in another training\.output_dir"):
+        open_run(run.config, resume=True)
+    with pytest.raises(RunError, match="damaged"):
+        open_run(run.config, resume=True)  # not: another process is writing to this run
+
+
+def test_a_record_without_configuration_gets_one(run: Run) -> None:
+    """Killed between the two files."""
+    (run.folder / "config.yaml").unlink()
+    run.release()
+    open_run(run.config, resume=True).release()
+    assert (run.folder / "config.yaml").exists()
+
+
+def test_checkpoints_are_counted_not_spelled(run: Run) -> None:
+    for name in ("step-9", "step-10", "step-2", ".step-11.4.tmp", ".step-1.old", "step-best", "notes"):
+        (run.folder / "checkpoints" / name).mkdir()
+    assert [path.name for path in run.checkpoints] == ["step-2", "step-9", "step-10"]
+    assert step_of(Path("step-0")) == 0
+
+
+def test_metrics_are_lines_and_listeners_hear_them(run: Run) -> None:
+    heard: list[Any] = []
+    run.listeners.append(lambda *args: heard.append(args))
+    run.log(1, {"loss": 2.5})
+    run.log(1, {"eval_loss": 3.0})
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": 1, "loss": 2.5}, {"step": 1, "eval_loss": 3.0}]
+    assert heard == [(run, 1, {"loss": 2.5}), (run, 1, {"eval_loss": 3.0})]
+
+
+def test_samples_of_a_stage_are_written_once(run: Run) -> None:
+    for completion in ("first", "after a resume"):
+        run.log_samples(
+            4, "half-way", [{"prompt": "p", "completion": completion}, {"prompt": "q", "completion": "\u2028"}]
+        )
+    run.log_samples(8, "after training", [{"prompt": "p", "completion": "c"}])
+    rows = read_lines(run.samples_path)
+    assert [(row["step"], row["stage"], row["completion"]) for row in rows] == [
+        (4, "half-way", "first"),
+        (4, "half-way", "\u2028"),
+        (8, "after training", "c"),
+    ]
+
+
+@pytest.mark.parametrize(("step", "kept"), [(0, []), (1, [0, 1, 1]), (2, [0, 1, 1, 2]), (9, [0, 1, 1, 2, 3])])
+def test_lines_up_to_the_checkpoint_stay(tmp_path: Path, step: int, kept: list[int]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": number, "text": "ä\u2028"} for number in (0, 1, 1, 2, 3)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text + "\x00\x00\n[1]\n" + '{"step": 1, "te', encoding="utf-8")
+    keep_lines(path, step)
+    assert [row["step"] for row in read_lines(path)] == kept
+    keep_lines(tmp_path / "none.jsonl", step)
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_a_start_says_so_and_keeps_the_first_time(run: Run) -> None:
+    run.start(0)
+    record = json.loads((run.folder / "run.json").read_text())
+    assert (record["status"], record["resumed_from"]) == ("running", None)
+    run.start(3)
+    again = json.loads((run.folder / "run.json").read_text())
+    assert (again["started"], again["resumed_from"], run.start_step) == (record["started"], 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "interrupted", "status"),
+    [(None, False, "finished"), (None, True, "interrupted"), (ValueError("why"), False, "failed")],
+)
+def test_an_end_is_written_down_with_a_report(run: Run, error: Any, interrupted: bool, status: str) -> None:
+    run.start(0)
+    run.log(1, {"loss": 2.5})
+    run.finish(error, interrupted=interrupted, step=1)
+    record = json.loads((run.folder / "run.json").read_text())
+    assert (record["status"], record["error"]) == (status, "why" if error else None)
+    assert (run.folder / "report.html").exists()
+    open_run(run.config, resume=True).release()
+
+
+def test_a_report_that_fails_is_only_said(run: Run, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    from graftwork.runs import report
+
+    def broken(folder: Path) -> None:
+        raise ZeroDivisionError("no curve")
+
+    monkeypatch.setattr(report, "write_report", broken)
+    run.finish(None)
+    assert "no report: ZeroDivisionError: no curve" in caplog.text
+    assert json.loads((run.folder / "run.json").read_text())["status"] == "finished"
