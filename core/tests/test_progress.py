@@ -1,0 +1,74 @@
+"""What a person sees while a run goes on."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from graftwork.runs import progress
+from graftwork.runs.progress import Progress, clock
+
+STEP = {"loss": 2.5, "learning_rate": 1e-4, "tokens_per_s": 1234.4, "step_time_s": 2.0}
+RUN: Any = SimpleNamespace(record={"total_steps": 1000})
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def times(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The clock: set ``times.now``."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def test_a_log_gets_a_line_now_and_then(times: Any) -> None:
+    stream = io.StringIO()
+    show = Progress(stream)
+    for step, now in ((1, 100.0), (2, 102.0), (3, 104.0), (4, 106.0)):
+        times.now = now
+        show(RUN, step, STEP)
+    show(RUN, 4, {"eval_loss": 2.25})
+    times.now = 107.0
+    show(RUN, 1000, STEP)
+    assert stream.getvalue().splitlines() == [
+        "step 1/1,000  loss 2.5000  lr 1.00e-04  1,234 tokens/s  33:18 left",
+        "step 4/1,000  loss 2.5000  lr 1.00e-04  1,234 tokens/s  33:12 left",
+        "step 4/1,000  held-out loss 2.2500",
+        "step 1,000/1,000  loss 2.5000  lr 1.00e-04  1,234 tokens/s  0:00 left",
+    ]
+
+
+def test_a_terminal_has_one_line_that_is_rewritten(times: Any) -> None:
+    stream = Terminal()
+    show = Progress(stream)
+    show(RUN, 1, STEP)
+    times.now = 101.0
+    show(RUN, 2, {**STEP, "loss": 10.0})
+    show(RUN, 2, {"eval_loss": 2.25})
+    written = stream.getvalue()
+    assert written.count("\n") == 1
+    lines = written.split("\r")[1:]
+    assert [line.split()[1] for line in lines] == ["1/1,000", "2/1,000", "2/1,000"]
+    # Nothing of a longer line stays behind a shorter one.
+    assert len(lines[2].rstrip("\n")) == len(lines[1])
+
+
+def test_time_left_is_counted_from_where_this_sitting_began(times: Any) -> None:
+    stream = io.StringIO()
+    show = Progress(stream)
+    show(RUN, 501, STEP)
+    times.now = 118.0
+    show(RUN, 510, STEP)
+    assert stream.getvalue().splitlines()[1].endswith("16:20 left"), "490 steps of 2 s"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3723, "1:02:03")])
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
