@@ -121,7 +121,8 @@ def draw(panel: Panel) -> list[str]:
         *counted(panel),
         f'<text x="{right}" y="{bottom + 20}" text-anchor="end">{panel.steps:,.0f} steps</text>',
         f'<polyline class="train" points="{joined(panel, panel.train)}"/>',
-        f'<polyline class="held" points="{joined(panel, panel.held_out)}"/>',
+        # Between two evaluations alone nothing is known.
+        *([f'<polyline class="held" points="{joined(panel, panel.held_out)}"/>'] if len(panel.held_out) > 2 else []),
         *(mark(panel, point, anchor) for point, anchor in zip(ends(panel), ("start", "end"), strict=True)),
     ]
 
