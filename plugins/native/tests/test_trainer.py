@@ -299,6 +299,25 @@ def test_the_best_weights_are_the_final_ones(
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-3"], "an equal loss is no gain"
 
 
+def test_an_adapter_keeps_its_fresh_base(
+    toys: Any, tmp_path: Path, llama: Path, chat: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random weights that nothing saved are drawn again, the same ones: at a resume, and for the best adapter."""
+    dropping = {"load_pretrained_weights": False, "model_kwargs": {"attention_dropout": 0.1}}
+    sections = {"model": dropping, "peft": {**TARGETS, "peft_save_mode": "merged"}}
+    plain = {"use_peft": True, "save_steps": 2, "max_steps": 4}
+    run = run_here(toys, tmp_path, llama, {"train": chat["train"]}, "plain", training=plain, **sections)
+    name = "model.embed_tokens.weight"
+    expected = load_file(run / "final" / "model.safetensors")
+    evaluations_are(monkeypatch, 9.0, 5.0, 4.0, 4.5, 4.6, 4.7, 4.8)
+    best = run_here(toys, tmp_path, llama, chat, "best", training={**BEST, "use_peft": True}, **sections)
+    assert torch.equal(load_file(best / "final" / "model.safetensors")[name], expected[name])
+    monkeypatch.undo()
+    again = {**plain, "output_dir": str(run), "max_steps": 5, "lr_scheduler_type": "linear"}
+    train(toys.config(tmp_path, llama, {"train": chat["train"]}, training=again, **sections), resume=True)
+    assert torch.equal(load_file(run / "final" / "model.safetensors")[name], expected[name])
+
+
 def test_early_stopping_counts_evaluations_without_gain(
     toys: Any, tmp_path: Path, llama: Path, chat: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

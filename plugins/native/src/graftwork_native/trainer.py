@@ -254,6 +254,8 @@ class NativeTrainer:
         state, model = self.state, self.parts.model
         if self.training.load_best_model_at_end and state.best_step not in (None, state.step):
             logger.info("final/ gets the weights of step %d, eval_loss %.4f", state.best_step, state.best_metric)
+            # A base with fresh weights lies in no checkpoint: it is drawn again, as at the start
+            torch.manual_seed(self.training.seed)
             model, _ = load_model(self.request.config, self._checkpoint(state.best_step))
         if not isinstance(model, PeftModel):
             return model.to(getattr(torch, state.model_dtype))
