@@ -1,4 +1,4 @@
-"""Which sample when: every sample once an epoch, mixtures as `datasets` draws them, streams that go on where they were."""
+"""Which sample when: each once an epoch, mixtures as `datasets` draws them, streams that go on where they were."""
 
 from __future__ import annotations
 
@@ -186,7 +186,8 @@ def write(path: Path, count: int, first: int = 0) -> Path:
 
 
 def streamed(tmp_path: Path, *params: dict[str, Any], packing: Any = "cut", batch_size: int = 2) -> StreamedLoader:
-    params = params or ({"shuffle": True, "shuffle_buffer_size": 4, "mixture_proportion": 0.7},) + (
+    params = params or (
+        {"shuffle": True, "shuffle_buffer_size": 4, "mixture_proportion": 0.7},
         {"shuffle": True, "shuffle_buffer_size": 3, "mixture_proportion": 0.3},
     )
     paths = [write(tmp_path / f"{number}.jsonl", 9 + 4 * number, 100 * number) for number in range(len(params))]

@@ -63,7 +63,7 @@ def test_json_list(tmp_path: Path) -> None:
 
 
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
-    source = text(write(tmp_path / "a.txt", MARK + "Erste Zeile\nzweite\n".encode()))
+    source = text(write(tmp_path / "a.txt", MARK + b"Erste Zeile\nzweite\n"))
     assert [row.data["text"] for row in source.rows()] == ["Erste Zeile\nzweite\n"]
     assert_resumes_anywhere(source)
     assert list(text(write(tmp_path / "blank.txt", "\n \n")).rows()) == []

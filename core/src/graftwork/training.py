@@ -104,8 +104,12 @@ def train(config: RunConfig, *, resume: bool = False, listeners: Sequence[Listen
 
 
 def set_log_levels(config: RunConfig) -> None:
-    """``log_level`` for graftwork's own notices, ``dep_log_level`` for those of the libraries below it."""
-    logging.getLogger("graftwork").setLevel(config.training.log_level.upper())
+    """``log_level`` for graftwork's own notices (``graft --debug`` has the last word), ``dep_log_level`` for those of
+    the libraries below it.
+    """
+    own = logging.getLogger("graftwork")
+    if own.level != logging.DEBUG:
+        own.setLevel(config.training.log_level.upper())
     for library in ("transformers", "peft", "datasets"):
         logging.getLogger(library).setLevel(config.training.dep_log_level.upper())
 

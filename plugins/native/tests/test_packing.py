@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,7 +15,10 @@ from graftwork.data.collators import Padded
 from graftwork.data.samples import Sample
 from graftwork.errors import GraftworkError
 from graftwork_native import attention, forward
-from graftwork_native.forward import Forward, plan_forward
+from graftwork_native.trial import plan_forward
+
+if TYPE_CHECKING:
+    from graftwork_native.forward import Forward
 
 LENGTHS = (9, 5, 14, 2)
 PACKED = ("llama", "qwen2", "mistral", "gemma2", "gpt2", "opt", "mixtral")

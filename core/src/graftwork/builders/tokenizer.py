@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def build_tokenizer(params: ModelParams) -> PreTrainedTokenizerFast:
+def build_tokenizer(params: ModelParams, *, stand_in_template: bool = True) -> PreTrainedTokenizerFast:
     """The tokenizer of the model that ``params`` names, or of ``tokenizer_name``.
 
     It gets ``model_max_length`` and a chat template: the one asked for, else its own, else the family's where the
     vocabulary has its stop tokens, else ``default``. A pad token is set where one is asked for or the vocabulary
-    has one made for it; otherwise it stays None, as nothing here needs padding. No token is ever added.
+    has one made for it; otherwise it stays None, as nothing here needs padding. No token is ever added. Without
+    ``stand_in_template`` one that has no chat template, and for which none is asked for, stays without.
 
     Raises :class:`~graftwork.errors.ModelError` where there is no tokenizer,
     :class:`~graftwork.errors.UsageError` for a token that the vocabulary does not have.
@@ -44,7 +45,8 @@ def build_tokenizer(params: ModelParams) -> PreTrainedTokenizerFast:
     _set_pad_token(tokenizer, params, family)
     if params.model_max_length is not None:
         tokenizer.model_max_length = params.model_max_length
-    _set_template(tokenizer, params, family)
+    if stand_in_template or params.chat_template or tokenizer.chat_template:
+        _set_template(tokenizer, params, family)
     return tokenizer
 
 

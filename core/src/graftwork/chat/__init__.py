@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graftwork.chat.encode import EncodedChat, TrainTarget, check_turns, encode_chat
+from graftwork.chat.encode import EncodedChat, TrainTarget, check_turns, encode_chat, prompt_mismatch
 from graftwork.chat.render import render_chat
 from graftwork.chat.template import TemplateSource, find_template
 
@@ -13,5 +13,6 @@ __all__ = [
     "check_turns",
     "encode_chat",
     "find_template",
+    "prompt_mismatch",
     "render_chat",
 ]

@@ -80,6 +80,32 @@ def check_turns(encoded: EncodedChat, stop_ids: Collection[int]) -> EncodedChat:
     return replace(encoded, trained=trained)
 
 
+def prompt_mismatch(
+    messages: Messages, *, tokenizer: Any, template: TemplateSource | str | None = None, **variables: Any
+) -> str | None:
+    """Why the model will be asked with other tokens than it is trained on, or None where it will not.
+
+    Generation begins after the tokens of the generation prompt; training saw the tokens that the prompt's text has
+    in front of an answer. A tokenizer that joins the prompt's end with what follows makes them differ, and the
+    model answers something it never learnt to, while every loss looks fine.
+    """
+    found = find_template(template, tokenizer)
+    rows = plain_messages(messages)
+    first = next((index for index, row in enumerate(rows) if row["role"] == "assistant"), 0)
+    names = {**special_tokens(tokenizer), "tools": None, **variables}
+    prompt, _ = render(found, rows[:first], {**names, "add_generation_prompt": True})
+    whole, _ = render(found, rows, {**names, "add_generation_prompt": False})
+    asked, trained = encode_text(tokenizer, prompt).ids, encode_text(tokenizer, whole).ids[: len(prompt)]
+    shared = next((i for i, pair in enumerate(zip(asked, trained, strict=False)) if pair[0] != pair[1]), len(asked))
+    if shared == len(asked):
+        return None
+    return (
+        f"the generation prompt of the chat template ends in the tokens {asked[shared:]} when the model is asked, but "
+        f"in {trained[shared : shared + 3]}... when it is trained: it would be asked what it never learnt. Use a "
+        "template whose prompt ends in a special token, or a tokenizer that does not join the prompt's last characters"
+    )
+
+
 def encode_text(tokenizer: Any, text: str) -> Any:
     """The ``tokenizers.Encoding`` of a rendered text: nothing added, padded or truncated."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

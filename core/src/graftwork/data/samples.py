@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from graftwork.config import DatasetSplitParams
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,11 +91,17 @@ def chat_encoder(
     Every trained turn must end in a stop token: a model that never learns to stop is the commonest silent
     failure of fine-tuning. ``variables`` are the template's (``model.chat_template_kwargs``).
     """
-    from graftwork.chat import check_turns, encode_chat
+    from graftwork.chat import check_turns, encode_chat, prompt_mismatch
+
+    asked: list[str | None] = []  # what the trial of the generation prompt said, once there was a conversation
 
     def encode(row: Row) -> Sample:
         conversation = to_conversation(row, messages_field)
         try:
+            if not asked:
+                asked.append(prompt_mismatch(conversation, tokenizer=tokenizer, **variables))
+                if asked[0]:
+                    logger.warning("%s: %s", row.where, asked[0])
             encoded = encode_chat(conversation, tokenizer=tokenizer, train_target=split.train_target, **variables)
             encoded = check_turns(encoded, stop_ids)
         except DataError as error:

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graftwork.builders import build_chat_template, build_tokenizer
+from graftwork.builders import build_tokenizer
 from graftwork.builders.family import family_of_params
 from graftwork.data.indexed import IndexedLoader
 from graftwork.data.loader import Loader, LoadRequest, describe, load_indexed, load_split, schema_of
@@ -15,10 +15,10 @@ from graftwork.registry import get_registry
 from graftwork.tokenizers import stop_token_ids
 from graftwork_native import precision
 from graftwork_native.evaluation import Prompt, prompts_of
-from graftwork_native.forward import Forward, plan_forward
 from graftwork_native.model import device_of, load_model
 from graftwork_native.optimizers import parameter_groups
 from graftwork_native.params import NativeParams
+from graftwork_native.trial import plan_forward
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from graftwork.config import DatasetSplitParams, RunConfig
     from graftwork.training import TrainRequest
+    from graftwork_native.forward import Forward
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ def set_up(request: TrainRequest) -> Parts:
     config, params = request.config, request.params
     assert isinstance(params, NativeParams)
     check_schema(config)
-    tokenizer = training_tokenizer(config)
+    # A model pretrained on documents, saved with a template that it was never trained on, would pass for a chat model.
+    tokenizer = build_tokenizer(config.model, stand_in_template=schema_of(config.data.train) != "text")
     stop_ids = stop_token_ids(tokenizer, family=family_of_params(config.model))
     loader = load_split(load_request(config, config.data.train, tokenizer, stop_ids))
     validation = load_validation(config, tokenizer, stop_ids)
@@ -88,17 +90,6 @@ def set_up(request: TrainRequest) -> Parts:
         loaded_dtype=loaded_dtype,
         facts=facts,
     )
-
-
-def training_tokenizer(config: RunConfig) -> PreTrainedTokenizerFast:
-    """The tokenizer; on documents without the stand-in template, which would be saved with a model that was never
-    trained on it and make a chat model of it.
-    """
-    tokenizer = build_tokenizer(config.model)
-    stand_in = config.model.chat_template is None and tokenizer.chat_template == build_chat_template("default")
-    if stand_in and schema_of(config.data.train) == "text":
-        tokenizer.chat_template = None
-    return tokenizer
 
 
 def check_schema(config: RunConfig) -> None:
