@@ -108,7 +108,9 @@ def save_model(folder: Path, tokenizer: Any) -> None:
     """Fresh weights, the same for everybody."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**MODEL)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
