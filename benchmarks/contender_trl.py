@@ -16,9 +16,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "no checkpointing": {"gradient_checkpointing": False},
     "packed": {"gradient_checkpointing": False, "packing": True, "per_device_train_batch_size": 2},
-    "packed, checkpointing": {"packing": True, "per_device_train_batch_size": 2},
+    "packed + checkpointing": {"packing": True, "per_device_train_batch_size": 2},
     "padding-free": {"gradient_checkpointing": False, "padding_free": True, "max_length": None},
-    "padding-free, checkpointing": {"padding_free": True, "max_length": None},
+    "padding-free + checkpointing": {"padding_free": True, "max_length": None},
 }
 """Over TRL's own defaults. A packed sequence has 1,024 tokens, so two are about what eight conversations are."""
 

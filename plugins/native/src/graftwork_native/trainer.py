@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from graftwork.errors import RunError
 from graftwork.registry import get_registry
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from graftwork.runs.run import Run
 
 logger = logging.getLogger(__name__)
+
+CLIP_EPSILON = 1e-6
+"""What PyTorch adds to the norm before it divides by it."""
 
 
 def build(request: TrainRequest) -> NativeTrainer:
@@ -134,9 +138,16 @@ class NativeTrainer:
         return {"loss": loss, "learning_rate": rate, "grad_norm": norm}
 
     def _clip(self) -> float:
-        limit = self.training.max_grad_norm or math.inf
+        """The norm of the whole gradient, which is scaled down to ``max_grad_norm`` where it is larger.
+
+        As ``clip_grad_norm_``, which also goes over every gradient to multiply it by one where it is not.
+        """
         trained = [parameter for group in self.parts.optimizer.param_groups for parameter in group["params"]]
-        return float(torch.nn.utils.clip_grad_norm_(trained, limit))
+        norm = get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+        limit = self.training.max_grad_norm
+        if limit is not None and limit < float(norm) + CLIP_EPSILON:
+            clip_grads_with_norm_(trained, limit, norm)
+        return float(norm)
 
     def _require_finite(self, loss: float, norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)):
