@@ -50,9 +50,10 @@ class Problem:
 
 
 def short(value: Any, limit: int = 60) -> str:
-    """A value on one line, cut where it is long."""
+    """A value on one line; a long one without its middle, as the end of a path says more than the way to it."""
     text = repr(value)
-    return text if len(text) <= limit else f"{text[: limit - 4]} ..."
+    half = (limit - 5) // 2
+    return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"
 
 
 def near_file(path: FilePath) -> str:
