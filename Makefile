@@ -40,7 +40,7 @@ $(BENCH_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r $(VENV)/bench.txt
 	@touch $@
 
-quickstart: $(INSTALLED) ## Train a small model on real text, fine-tune it and ask it questions: about 4 minutes.
+quickstart: $(INSTALLED) ## Train a small model on real text, fine-tune it and ask it questions: about 3 minutes.
 	$(BIN)/graft quickstart $(ARGS)
 
 # One thread each: more of them than cores makes small tests several times slower.
