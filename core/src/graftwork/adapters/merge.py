@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,9 @@ from transformers import PreTrainedModel
 from graftwork.adapters.attach import explained, load_adapter
 from graftwork.adapters.folder import adapter_folder, base_of_adapter
 from graftwork.builders.model import load_as_stored
+from graftwork.builders.quiet import no_progress_bar
 from graftwork.errors import GraftworkError, UsageError
+from graftwork.files import complete_folder
 from graftwork.sources import hub
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def merge_adapter(
     adapted, origins = _adapted(model_or_path, adapter)
     merged = _merged(adapted)
     if target is not None:
-        with _complete_folder(target) as folder:
+        with _written(target) as folder, no_progress_bar():
             merged.save_pretrained(folder)
             _copy_tokenizer(origins, folder)
     return merged
@@ -113,21 +114,13 @@ def _new_folder(output_dir: str | Path) -> Path:
 
 
 @contextmanager
-def _complete_folder(target: Path) -> Iterator[Path]:
-    """A folder beside ``target`` that becomes it when the block ends well, and is removed when it does not."""
+def _written(target: Path) -> Iterator[Path]:
+    """The folder that becomes ``target`` when the block ends well; what the disk says is explained."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise GraftworkError(f"output folder {target} cannot be made: {error}") from error
-    try:
-        yield folder
-        folder.chmod(0o755)
-        folder.rename(target)
+        with complete_folder(target) as folder:
+            yield folder
     except OSError as error:
         raise GraftworkError(f"output folder {target} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _copy_tokenizer(origins: list[Path], folder: Path) -> None:

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from graftwork.builders.dtype import DeviceMap, device_of
+from graftwork.builders.quiet import no_progress_bar
 from graftwork.errors import ModelError
 
 if TYPE_CHECKING:
@@ -132,12 +133,10 @@ def _without_adapter(path: Path) -> Iterator[Path]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' progress bar and its table of weights, which :func:`_check_loaded` says in one line."""
-    shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
+    level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        yield
+        with no_progress_bar():
+            yield
     finally:
         transformers_logging.set_verbosity(level)
-        if shown:
-            transformers_logging.enable_progress_bar()

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
+from graftwork.builders.quiet import no_progress_bar
 from graftwork.errors import RunError
 from graftwork.files import complete_folder, remove_folder
 
@@ -85,18 +85,6 @@ def save_model(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerFas
     with no_progress_bar():
         inner.save_pretrained(folder, max_shard_size="50GB")
     tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def no_progress_bar() -> Iterator[None]:
-    """The trainer has a line of its own."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def generators() -> dict[str, torch.Tensor | list[torch.Tensor]]:
