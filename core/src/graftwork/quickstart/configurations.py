@@ -26,6 +26,8 @@ ANSWER_TOKENS = 48
 """Tokens of the longest answer that is asked for."""
 
 PRETRAINING_STEPS, FINE_TUNING_STEPS = 1800, 800
+EVALUATIONS = 8
+"""In each stage: so many points has the curve of the held-out loss."""
 
 SIZES = {
     "hidden_size": 192,
@@ -171,6 +173,8 @@ def schedule(seed: int, steps: int, *, learning_rate: float, batch_size: int) ->
         "learning_rate": learning_rate,
         "lr_scheduler_type": "cosine",
         "warmup_ratio": 0.05,
+        "eval_strategy": "steps",
+        "eval_steps": max(1, steps // EVALUATIONS),
         "save_steps": 0,
         "log_level": "warning",
         "dep_log_level": "error",
