@@ -130,7 +130,7 @@ def _unreachable(error: Exception, where: str) -> GraftworkError:
         return GraftworkError(f"{where}: the download could not be written: {error}")
     return GraftworkError(
         f"{where} is not in the cache, and {_endpoint()} cannot be reached ({_first_line(error)}). Check the "
-        "network (HF_ENDPOINT names another address), or give a folder"
+        "network (HF_ENDPOINT names another address), or give a folder: there is none of that name here"
     )
 
 
