@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import textwrap
 from typing import TYPE_CHECKING
@@ -92,3 +93,17 @@ def toy_model(tmp_path: Path) -> ToyModel:
         return path
 
     return make
+
+
+@pytest.fixture
+def graft(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Runs ``graft`` in this process; gives its exit code, output and errors."""
+    from graftwork.cli import main
+
+    def run(*args: object, piped: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(piped))
+        code = main([str(arg) for arg in args])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run

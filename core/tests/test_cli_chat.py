@@ -10,7 +10,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from graftwork.cli import main
 from graftwork.cli.chat import Session, converse
 from graftwork.config import GenerationParams
 from graftwork.errors import ModelError
@@ -192,17 +191,6 @@ def save(tmp_path_factory):
         return str(folder)
 
     return build
-
-
-@pytest.fixture
-def graft(capfd, monkeypatch):
-    def run(*args: object, piped: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.stdin", io.StringIO(piped))
-        code = main([str(arg) for arg in args])
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_a_conversation_is_piped_through_a_model(graft, save):

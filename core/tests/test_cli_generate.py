@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from graftwork.cli import main
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 CONTEXT = 64
@@ -44,17 +41,6 @@ def plain(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def chatty(tmp_path_factory) -> str:
     return save_model(tmp_path_factory.mktemp("chatty"), template=TEMPLATE)
-
-
-@pytest.fixture
-def graft(capfd, monkeypatch):
-    def run(*args: object, piped: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.stdin", io.StringIO(piped))
-        code = main([str(arg) for arg in args])
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
 
 
 def expected(folder: str, ids: list[int], count: int) -> str:

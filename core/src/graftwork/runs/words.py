@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Any
 
 MINUTE_S, HOUR_S = 60, 3600
 KIB, MIB, GIB = 2**10, 2**20, 2**30
@@ -94,8 +91,3 @@ def moment(value: Any) -> datetime | None:
         return datetime.fromisoformat(str(value))
     except (ValueError, OverflowError, OSError):
         return None
-
-
-def in_unit(size: float) -> Callable[[float], str]:
-    """A way to write values in units of ``size``, for an axis."""
-    return lambda value: f"{value / size:.4g}"

@@ -26,8 +26,8 @@ Layout = Literal["segments", "padded"]
 class Forward:
     """How rows go through ``model``.
 
-    ``layout``: samples side by side in one row, or padded below one another. ``head``: the loss is made from
-    hidden states and this weight, in pieces; None where the model must make its logits itself.
+    ``layout``: samples side by side in one row, or padded below one another. ``fused_head``: the loss is made from
+    hidden states and the head's weight, in pieces; where it is false the model makes its logits itself.
     ``limits``: what rows are held against, where a row of somebody's data can be wrong.
     """
 
