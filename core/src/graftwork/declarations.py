@@ -45,6 +45,10 @@ COLLATORS = Kind("collators", "graftwork_collators", specs.CollatorSpec, "collat
 ENGINES = Kind("engines", "graftwork_engines", specs.EngineSpec, "engine")
 COMMANDS = Kind("commands", "graftwork_commands", specs.CommandSpec, "command")
 SOURCES = Kind("sources", "graftwork_sources", specs.SourceSpec, "source")
+CHECKPOINT_FORMATS = Kind(
+    "checkpoint_formats", "graftwork_checkpoint_formats", specs.CheckpointFormat, "checkpoint format"
+)
+ASSET_CARDS = Kind("asset_cards", "graftwork_asset_cards", specs.AssetCardSource, "source of asset cards")
 OPTIMIZERS = Kind("optimizers", "graftwork_optimizers", specs.OptimizerSpec, "optimizer")
 # Presets are declared inside families, and looked up like everything else.
 PRESETS = Kind("presets", FAMILIES.hook, specs.Preset, "preset")
@@ -52,7 +56,9 @@ PRESETS = Kind("presets", FAMILIES.hook, specs.Preset, "preset")
 DECLARED: tuple[Kind[Any], ...] = (
     COMMANDS,
     SOURCES,
+    ASSET_CARDS,
     FAMILIES,
+    CHECKPOINT_FORMATS,
     TOKENIZERS,
     CHAT_TEMPLATES,
     QUANTIZERS,

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
     from graftwork.runs.run import Run
     from graftwork.specs import (
+        AssetCardSource,
         ChatTemplate,
+        CheckpointFormat,
         CollatorSpec,
         CommandSpec,
         DatasetSpec,
@@ -80,12 +82,34 @@ def graftwork_sources() -> Iterable[SourceSpec]:
 
 
 @hookspec
+def graftwork_asset_cards() -> Iterable[AssetCardSource]:
+    """Folders of asset cards: names for models, each with the place of its files::
+
+    @hookimpl
+    def graftwork_asset_cards():
+        return [AssetCardSource(name="mine", path=HERE / "cards")]
+    """
+    raise NotImplementedError
+
+
+@hookspec
 def graftwork_model_families() -> Iterable[ModelFamily]:
     """Families of models. Claims on the same ``model_type`` by two families are an error when it is needed::
 
     @hookimpl
     def graftwork_model_families():
         return [ModelFamily(name="llama", model_types=("llama",), presets=(LLAMA3_8B,))]
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def graftwork_checkpoint_formats() -> Iterable[CheckpointFormat]:
+    """Ways in which weights lie on disk. Which parameter has which name there, a family says in ``key_maps``::
+
+    @hookimpl
+    def graftwork_checkpoint_formats():
+        return [CheckpointFormat(name="npz", sniff=_sniff, open=_open, write=_write)]
     """
     raise NotImplementedError
 

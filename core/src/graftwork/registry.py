@@ -104,6 +104,8 @@ class Registry:
         self.commands = Table(self, kinds.COMMANDS)
         self.sources = Table(self, kinds.SOURCES)
         self.optimizers = Table(self, kinds.OPTIMIZERS)
+        self.checkpoint_formats = Table(self, kinds.CHECKPOINT_FORMATS)
+        self.asset_cards = Table(self, kinds.ASSET_CARDS)
         self.presets = Table(self, kinds.PRESETS)
 
     # What is there

@@ -18,17 +18,37 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
     from torch import nn
-    from transformers import PretrainedConfig, PreTrainedTokenizerFast
+    from transformers import PretrainedConfig
 
     from graftwork.builders.model import BuildRequest
+    from graftwork.checkpoints.formats import Checkpoint, WriteRequest
+    from graftwork.checkpoints.keymap import KeyMap
     from graftwork.data.readers import OpenRequest, RowSource
     from graftwork.inference.engine import Engine, LoadedModel
+    from graftwork.tokenizers.tokenizer import Tokenizer
     from graftwork.training import Trainer, TrainRequest
 
 Schema = Literal["text", "chat", "preference", "image-chat"]
 
 ParamsThunk = Callable[[], "type[BaseModel]"]
 """Imports and returns the pydantic model that a plugin's option block is validated against."""
+
+DECODER_LORA_TARGETS: Mapping[str, tuple[str, ...]] = {
+    "q_proj": ("q_proj",),
+    "k_proj": ("k_proj",),
+    "v_proj": ("v_proj",),
+    "output_proj": ("o_proj",),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+    "output": ("lm_head",),
+}
+"""Role to module names as most decoders in transformers have them; a family with others writes its own."""
+
+DECODER_LORA_ROLES = ("q_proj", "k_proj", "v_proj", "output_proj", "mlp")
+DECODER_FREEZE_ALIASES: Mapping[str, str] = {
+    "embeddings": "model.embed_tokens",
+    "layers": "model.layers",
+    "output": "lm_head",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +83,9 @@ class ModelFamily:
     ``lora_targets`` maps a role (``q_proj``, ``output_proj``, ``mlp``, ``output``) to module names; the
     role names are torchtune's. ``segment_attention`` states that packed equals padded for this family,
     which its conformance test proves; where it is False the trainer proves it before step 1.
+    ``key_maps`` holds, by the name of a checkpoint format, a thunk to the map between its parameter names and
+    those of transformers. ``components`` are modules of the plugin whose public functions a configuration may
+    name in ``_component_``; the last part of a module's name is torchtune's (``my_llama.llama3``).
     """
 
     name: str
@@ -81,14 +104,19 @@ class ModelFamily:
     modalities: tuple[str, ...] = ("text",)
     segment_attention: bool = False
     tiny: Mapping[str, Any] = field(default_factory=dict)
+    key_maps: Mapping[str, Callable[[], KeyMap]] = field(default_factory=dict)
+    components: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerSpec:
-    """A way to read tokenizer files. ``files`` are the glob patterns of which one must be in a folder."""
+    """A way to read tokenizer files. ``files`` are the glob patterns of which one must be in a folder.
+
+    ``load(path, options)`` reads a folder or a single file.
+    """
 
     name: str
-    load: Callable[[Path, Mapping[str, Any]], PreTrainedTokenizerFast]
+    load: Callable[[Path, Mapping[str, Any]], Tokenizer]
     files: tuple[str, ...]
     aliases: tuple[str, ...] = ()
 
@@ -98,7 +126,9 @@ class ChatTemplate:
     """A named Jinja template. The file marks the assistant's tokens with ``{% generation %}``.
 
     ``stop`` are the token texts that end an assistant turn; ``supports`` names what the template can
-    render besides user and assistant turns.
+    render besides user and assistant turns. ``encoding`` says how the text becomes tokens: ``whole`` is one
+    text, as in transformers; ``parts`` encodes what each ``{{ }}`` of the file gives on its own, where one that
+    is a control token's text is that token and any other is plain text, as in mistral-common.
     """
 
     name: str
@@ -106,6 +136,7 @@ class ChatTemplate:
     aliases: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
     supports: frozenset[Literal["system", "tools", "images"]] = frozenset()
+    encoding: Literal["whole", "parts"] = "whole"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,3 +236,28 @@ class OptimizerSpec:
     build: Callable[[Any, float, Any], Any]
     aliases: tuple[str, ...] = ()
     params: ParamsThunk | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointFormat:
+    """A way in which weights lie on disk.
+
+    ``sniff(path)`` says, from names and headers alone, whether a folder or file is of this format;
+    ``open(path)`` gives its tensors' names, shapes and dtypes, and streams the tensors; ``write(request)``
+    writes a stream of them into an empty folder.
+    """
+
+    name: str
+    sniff: Callable[[Path], bool]
+    open: Callable[[Path], Checkpoint]
+    write: Callable[[WriteRequest], None] | None = None
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssetCardSource:
+    """A folder of YAML asset cards that comes with a plugin."""
+
+    name: str
+    path: Path
+    aliases: tuple[str, ...] = ()

@@ -24,6 +24,8 @@ REQUIRED_AT_0_1 = {
     "CommandSpec": {"name", "help", "load"},
     "SourceSpec": {"name", "fetch"},
     "OptimizerSpec": {"name", "build"},
+    "CheckpointFormat": {"name", "sniff", "open"},
+    "AssetCardSource": {"name", "path"},
 }
 RECORDS = {kind.record.__name__: kind.record for kind in (*DECLARED, PRESETS)}
 

@@ -1,0 +1,1 @@
+"""The Mistral family for graftwork: Mistral 7B, Nemo and Mixtral."""

@@ -1,0 +1,1 @@
+"""The Qwen family for graftwork: Qwen 2, 2.5 and 3."""
