@@ -28,7 +28,6 @@ DECLARATIONS = {kind.hook for kind in DECLARED}
 EVENTS = HOOKS.keys() - DECLARATIONS
 # Agreed hooks whose first implementer is still to come. Whoever writes it takes the name out of here.
 AWAITED = {
-    "graftwork_quantizers",
     "graftwork_checkpoint_saved",
     "graftwork_checkpoint_formats",
     "graftwork_asset_cards",

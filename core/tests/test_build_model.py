@@ -478,6 +478,7 @@ def test_a_quantizer_without_options_of_its_own_gets_the_peft_section(toy_model:
 
 def test_without_a_plugin_the_kind_that_is_missing_is_named(toy_model: Any, install_plugin: Any) -> None:
     params = ModelParams(model_name=str(toy_model("llama")))
+    install_plugin("", name="bare")
     with pytest.raises(MissingExtraError) as caught:
         build_model(params, PeftParams(q_lora=True))
     text = "peft.q_lora_bits 4: no installed plugin quantizes to 4 bits on cpu. A quantizer plugin is needed"

@@ -157,8 +157,9 @@ class TrainerSpec:
 class QuantizerSpec:
     """A way to hold weights in fewer bits.
 
-    Either ``quantization_config(params)`` returns what ``from_pretrained`` takes, or ``quantize(model,
-    params)`` changes a loaded model. ``trainable`` states whether adapters can be trained on the result.
+    ``quantization_config(params)`` returns what ``from_pretrained`` takes, to quantize while a checkpoint loads;
+    ``quantize(model, params)`` changes a model that is there, and also gets the one that was quantized so.
+    One of them is enough. ``trainable`` states whether adapters can be trained on the result.
     """
 
     name: str

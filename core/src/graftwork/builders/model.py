@@ -193,12 +193,14 @@ def _of_preset(params: ModelParams, preset: Preset) -> tuple[PretrainedConfig, M
 def _quantization(quantizer: QuantizerSpec | None, peft: PeftParams | None, params: ModelParams) -> Any:
     if quantizer is None or peft is None or quantizer.quantization_config is None:
         return None
-    if not params.load_pretrained_weights:
+    if params.load_pretrained_weights:
+        return quantizer.quantization_config(quantizer_options(quantizer, peft))
+    if quantizer.quantize is None:
         raise UsageError(
             f"peft: quantizer {quantizer.name!r} quantizes while it loads a checkpoint, and "
             "load_pretrained_weights=False loads none"
         )
-    return quantizer.quantization_config(quantizer_options(quantizer, peft))
+    return None
 
 
 def _build(request: BuildRequest, family: ModelFamily) -> Any:

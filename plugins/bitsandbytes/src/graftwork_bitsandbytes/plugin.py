@@ -1,0 +1,60 @@
+"""What the bitsandbytes plugin declares."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from graftwork import hookimpl
+from graftwork.specs import QuantizerSpec
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from torch import nn
+
+
+def _params_4bit() -> type[BaseModel]:
+    from graftwork_bitsandbytes.params import FourBitParams
+
+    return FourBitParams
+
+
+def _params_8bit() -> type[BaseModel]:
+    from graftwork_bitsandbytes.params import EightBitParams
+
+    return EightBitParams
+
+
+def _config(params: Any) -> Any:
+    from graftwork_bitsandbytes.quantize import config_of
+
+    return config_of(params)
+
+
+def _quantize(model: nn.Module, params: Any) -> Any:
+    from graftwork_bitsandbytes.quantize import quantize
+
+    return quantize(model, params)
+
+
+@hookimpl
+def graftwork_quantizers() -> list[QuantizerSpec]:
+    return [
+        QuantizerSpec(
+            name="bnb_4bit",
+            bits=(4,),
+            devices=("cpu", "cuda"),
+            params=_params_4bit,
+            quantization_config=_config,
+            quantize=_quantize,
+            trainable=True,
+        ),
+        QuantizerSpec(
+            name="bnb_8bit",
+            bits=(8,),
+            devices=("cpu", "cuda"),
+            params=_params_8bit,
+            quantization_config=_config,
+            quantize=_quantize,
+            trainable=True,
+        ),
+    ]
