@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from graftwork.hookspecs import hookimpl
     from graftwork.messages import ContentItem, Conversation, Message, Role, Type
     from graftwork.registry import presets
+    from graftwork.tokenizers.tokenizer import Tokenizer, load_tokenizer
     from graftwork.training import train
 
 __version__ = "0.1.0"
@@ -51,6 +52,8 @@ _EXPORTS = {
     "Role": "graftwork.messages",
     "Type": "graftwork.messages",
     "presets": "graftwork.registry",
+    "Tokenizer": "graftwork.tokenizers.tokenizer",
+    "load_tokenizer": "graftwork.tokenizers.tokenizer",
     "train": "graftwork.training",
 }
 
@@ -65,6 +68,7 @@ __all__ = [
     "PeftParams",
     "Role",
     "RunConfig",
+    "Tokenizer",
     "TrainingParams",
     "Type",
     "attach_adapter",
@@ -74,6 +78,7 @@ __all__ = [
     "encode_chat",
     "hookimpl",
     "load_config",
+    "load_tokenizer",
     "merge_adapter",
     "presets",
     "render_chat",
