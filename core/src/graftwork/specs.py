@@ -86,6 +86,8 @@ class ModelFamily:
     ``key_maps`` holds, by the name of a checkpoint format, a thunk to the map between its parameter names and
     those of transformers. ``components`` are modules of the plugin whose public functions a configuration may
     name in ``_component_``; the last part of a module's name is torchtune's (``my_llama.llama3``).
+    ``tiny`` are the values of a configuration for tests, ``tiny_by_type`` those that one model type has beside or
+    instead of them. They are proved on 20 tokens: a window is shorter, and a soft-cap bites.
     """
 
     name: str
@@ -104,8 +106,15 @@ class ModelFamily:
     modalities: tuple[str, ...] = ("text",)
     segment_attention: bool = False
     tiny: Mapping[str, Any] = field(default_factory=dict)
+    tiny_by_type: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     key_maps: Mapping[str, Callable[[], KeyMap]] = field(default_factory=dict)
     components: tuple[str, ...] = ()
+
+    def tiny_config(self, model_type: str, **changes: Any) -> PretrainedConfig:
+        """The transformers configuration for tests of one of :attr:`model_types`, with ``changes`` over it."""
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(model_type, **{**self.tiny, **self.tiny_by_type.get(model_type, {}), **changes})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

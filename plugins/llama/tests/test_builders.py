@@ -25,12 +25,12 @@ SIGNATURES = {
     "intermediate_dim=None norm_eps=1e-05",
     llama3.llama3: "vocab_size num_layers num_heads num_kv_heads embed_dim max_seq_len attn_dropout=0.0 "
     "rope_base=500000 intermediate_dim=None norm_eps=1e-05",
-    llama2.lora_llama2: "lora_attn_modules apply_lora_to_mlp=False apply_lora_to_output=False * vocab_size num_layers "
-    "num_heads num_kv_heads embed_dim max_seq_len intermediate_dim=None attn_dropout=0.0 norm_eps=1e-05 lora_rank "
-    "lora_alpha lora_dropout=0.0 quantize_base=False",
-    llama3.lora_llama3: "lora_attn_modules apply_lora_to_mlp=False apply_lora_to_output=False * vocab_size num_layers "
-    "num_heads num_kv_heads embed_dim max_seq_len intermediate_dim=None attn_dropout=0.0 norm_eps=1e-05 "
-    "rope_base=500000.0 lora_rank lora_alpha lora_dropout=0.0 quantize_base=False",
+    llama2.lora_llama2: "lora_attn_modules apply_lora_to_mlp=False apply_lora_to_output=False * attn_dropout=0.0 "
+    "embed_dim intermediate_dim=None lora_alpha lora_dropout=0.0 lora_rank max_seq_len norm_eps=1e-05 num_heads "
+    "num_kv_heads num_layers quantize_base=False vocab_size",
+    llama3.lora_llama3: "lora_attn_modules apply_lora_to_mlp=False apply_lora_to_output=False * attn_dropout=0.0 "
+    "embed_dim intermediate_dim=None lora_alpha lora_dropout=0.0 lora_rank max_seq_len norm_eps=1e-05 num_heads "
+    "num_kv_heads num_layers quantize_base=False rope_base=500000 vocab_size",
     llama2.lora_llama2_7b: "lora_attn_modules apply_lora_to_mlp=False apply_lora_to_output=False lora_rank=8 "
     "lora_alpha=16 lora_dropout=0.05 quantize_base=False",
     llama3.lora_llama3_8b: "lora_attn_modules apply_lora_to_mlp=False apply_lora_to_output=False lora_rank=8 "
@@ -45,13 +45,15 @@ SIZED = [
 
 
 def spelled(function: Any) -> str:
-    words, starred = [], False
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY and not starred:
-            words.append("*")
-            starred = True
-        words.append(name if parameter.default is parameter.empty else f"{name}={parameter.default}")
-    return " ".join(words)
+    """A signature in short; the order of what is given by keyword means nothing, so it is the alphabet's."""
+    parameters = inspect.signature(function).parameters.values()
+    words = [
+        p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters if p.kind is not p.KEYWORD_ONLY
+    ]
+    by_name = sorted(
+        p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters if p.kind is p.KEYWORD_ONLY
+    )
+    return " ".join([*words, *(["*", *by_name] if by_name else [])])
 
 
 @pytest.mark.parametrize("function", list(SIGNATURES), ids=lambda function: function.__name__)

@@ -1,8 +1,9 @@
-"""The builder functions that torchtune's users know, for any family: ``llama3_8b``, ``lora_llama3_8b``, ...
+"""The builder functions that torchtune's users know, for any family: ``llama3_8b``, ``lora_llama3_8b``, ``llama3``, ...
 
-A family's module defines its own with one line for each preset::
+A family's module defines its own with one line for each preset, and one statement for those of any size::
 
     llama3_8b, lora_llama3_8b, qlora_llama3_8b = builders(LLAMA3_8B)
+    mistral, lora_mistral = generic_builders("mistral", "mistral", required=DECODER, defaults=DECODER_DEFAULTS)
 
 They give fresh weights in training mode, on the device and in the dtype of the context
 (``torch.device("meta")``, ``torch.set_default_dtype``), as any ``nn.Module`` does.
@@ -10,10 +11,11 @@ They give fresh weights in training mode, on the device and in the dtype of the 
 
 from __future__ import annotations
 
-import inspect
+from copy import deepcopy
 from functools import partial
+from inspect import Parameter, Signature, signature
 from math import ceil
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
@@ -23,15 +25,37 @@ from graftwork.config import PeftParams
 from graftwork.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel
 
     from graftwork.specs import Preset
 
+T = TypeVar("T")
+
 LoraModule = Literal["q_proj", "k_proj", "v_proj", "output_proj"]
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "output_proj")
+
+SHAPE = ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "embed_dim")
+DECODER = (*SHAPE, "intermediate_dim", "max_seq_len")
+DECODER_DEFAULTS: Mapping[str, Any] = {"attn_dropout": 0.0, "norm_eps": 1e-5, "rope_base": 10_000}
+"""What most of torchtune's generic builders take, in its order, and their defaults."""
+
+FIELDS: Mapping[str, str] = {
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "embed_dim": "hidden_size",
+    "intermediate_dim": "intermediate_size",
+    "max_seq_len": "max_position_embeddings",
+    "attn_dropout": "attention_dropout",
+    "norm_eps": "rms_norm_eps",
+    "rope_base": "rope_parameters.rope_theta",
+    "scale_factor": "rope_parameters.factor",
+    "num_classes": "num_labels",
+}
+"""torchtune's argument to transformers' field, where the two differ; a dot leads into a part of the configuration."""
 
 
 class LoraModulesError(UsageError, ValueError):
@@ -39,63 +63,84 @@ class LoraModulesError(UsageError, ValueError):
 
 
 def builders(
-    preset: Preset, *, positional_dropout: bool = False
+    preset: Preset, *, positional_dropout: bool = False, lora_output: bool = True
 ) -> tuple[Callable[[], PreTrainedModel], Callable[..., PeftModel], Callable[..., PeftModel]]:
     """The functions ``X()``, ``lora_X(...)`` and ``qlora_X(...)`` of a preset.
 
     ``lora_X`` takes ``lora_attn_modules, apply_lora_to_mlp=False, apply_lora_to_output=False, lora_rank=8,
     lora_alpha=16, quantize_base=False`` in this order; ``positional_dropout`` puts ``lora_dropout=0.05``
-    before the last, where torchtune has it for Llama 2, instead of keyword-only after it.
+    before the last, where torchtune has it for Llama 2, instead of keyword-only after it. Without ``lora_output``
+    there is no ``apply_lora_to_output``, as for families whose output layer is always the embedding.
+    """
+    dropout, quantize = ("lora_dropout", 0.05), ("quantize_base", False)
+    tail = [("lora_rank", 8), ("lora_alpha", 16), *([dropout] if positional_dropout else []), quantize]
+    parameters = [*_lora_head(lora_output), *_parameters(tail)]
+    if not positional_dropout:
+        parameters += _parameters([dropout], Parameter.KEYWORD_ONLY)
+    size = f"{preset.name} with fresh weights ({preset.num_parameters:,} parameters)."
+    build = _function(preset.name, size, [], lambda _: fresh_model(preset.config()))
+    lora = _function(
+        f"lora_{preset.name}",
+        f"{preset.name} with fresh weights and a LoRA on the modules named.",
+        parameters,
+        lambda arguments: lora_model(preset.config(), lora_params(**arguments)),
+    )
+    return build, lora, partial(lora, quantize_base=True)
+
+
+def generic_builders(
+    name: str,
+    model_type: str,
+    *,
+    required: Sequence[str] = DECODER,
+    defaults: Mapping[str, Any] = DECODER_DEFAULTS,
+    fields: Mapping[str, str] | None = None,
+    only: Mapping[str, Any] | None = None,
+    derive: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    lora_output: bool = True,
+    **values: Any,
+) -> tuple[Callable[..., PreTrainedModel], Callable[..., PeftModel]]:
+    """The functions ``X(...)`` and ``lora_X(...)`` that build a model of any size, with torchtune's signatures.
+
+    ``X`` takes ``required`` and ``defaults`` in this order, from a ``"*"`` on by keyword only; ``lora_X`` takes the
+    modules first and all of these by keyword. :data:`FIELDS` and over them ``fields`` translate an argument into
+    the field of the configuration, and any other is that field itself; an argument that is None is left to the
+    configuration's default. ``only`` are arguments that transformers has one value for: another is refused.
+    ``derive(arguments)`` gives fields that follow from several arguments, ``values`` those that are always so::
+
+        gemma, lora_gemma = generic_builders(
+            "gemma",
+            "gemma",
+            required=("vocab_size", "num_layers", "num_heads", "head_dim", "num_kv_heads", "embed_dim",
+                      "intermediate_dim", "max_seq_len"),
+            defaults={"attn_dropout": 0.0, "norm_eps": 1e-6, "rope_base": 10_000, "norm_embeddings": True},
+            only={"norm_embeddings": True},
+            lora_output=False,
+        )
     """
 
-    def build() -> PreTrainedModel:
-        return fresh_model(preset.config())
+    def config(arguments: Mapping[str, Any]) -> PretrainedConfig:
+        from transformers import AutoConfig
 
-    def lora(
-        lora_attn_modules: Sequence[LoraModule],
-        apply_lora_to_mlp: bool = False,
-        apply_lora_to_output: bool = False,
-        lora_rank: int = 8,
-        lora_alpha: float = 16,
-        quantize_base: bool = False,
-        *,
-        lora_dropout: float = 0.05,
-    ) -> PeftModel:
-        peft = lora_params(
-            lora_attn_modules,
-            apply_lora_to_mlp,
-            apply_lora_to_output,
-            lora_rank=lora_rank,
-            lora_alpha=lora_alpha,
-            lora_dropout=lora_dropout,
-            quantize_base=quantize_base,
-        )
-        return lora_model(preset.config(), peft)
+        _check_only(name, model_type, arguments, only or {})
+        given = {key: value for key, value in arguments.items() if key not in (only or {}) and value is not None}
+        if given.get("intermediate_dim") is None:
+            given["intermediate_dim"] = scale_hidden_dim(given["embed_dim"])
+        found = _nested(given, {**FIELDS, **(fields or {})}, values)
+        return AutoConfig.for_model(model_type, **{**found, **(derive(arguments) if derive else {})})
 
-    def lora_with_dropout(
-        lora_attn_modules: Sequence[LoraModule],
-        apply_lora_to_mlp: bool = False,
-        apply_lora_to_output: bool = False,
-        lora_rank: int = 8,
-        lora_alpha: float = 16,
-        lora_dropout: float = 0.05,
-        quantize_base: bool = False,
-    ) -> PeftModel:
-        return lora(
-            lora_attn_modules,
-            apply_lora_to_mlp,
-            apply_lora_to_output,
-            lora_rank,
-            lora_alpha,
-            quantize_base,
-            lora_dropout=lora_dropout,
-        )
+    def lora(arguments: dict[str, Any]) -> PeftModel:
+        peft = {key: arguments.pop(key) for key in signature(lora_params).parameters if key in arguments}
+        return lora_model(config(arguments), lora_params(**peft))
 
-    chosen = lora_with_dropout if positional_dropout else lora
-    build.__name__, chosen.__name__ = preset.name, f"lora_{preset.name}"
-    build.__doc__ = f"{preset.name} with fresh weights ({preset.num_parameters:,} parameters)."
-    chosen.__doc__ = f"{preset.name} with fresh weights and a LoRA on the modules named."
-    return build, chosen, partial(chosen, quantize_base=True)
+    plain = _parameters([*required, *defaults.items()])
+    by_keyword = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in plain]
+    tail: list[str | tuple[str, Any]] = ["lora_rank", "lora_alpha", ("lora_dropout", 0.0), ("quantize_base", False)]
+    more = [*_lora_head(lora_output), *by_keyword, *_parameters(tail, Parameter.KEYWORD_ONLY)]
+    return (
+        _function(name, f"A {name} of any size with fresh weights.", plain, lambda given: fresh_model(config(given))),
+        _function(f"lora_{name}", f"As {name}, with a LoRA on the modules named.", more, lora),
+    )
 
 
 def fresh_model(config: PretrainedConfig) -> PreTrainedModel:
@@ -147,44 +192,67 @@ def lora_params(
     )
 
 
-def config_of(model_type: str, arguments: Mapping[str, Any]) -> PretrainedConfig:
-    """The transformers configuration for the ``arguments`` of a generic builder, by torchtune's names.
-
-    Those of the LoRA, which stand in the same signature, are left aside.
-    """
-    from transformers import AutoConfig
-
-    values = {_CONFIG_NAMES[name]: value for name, value in arguments.items() if name in _CONFIG_NAMES}
-    if values["intermediate_size"] is None:
-        values["intermediate_size"] = scale_hidden_dim(values["hidden_size"])
-    rope = {"rope_type": "default", "rope_theta": float(arguments["rope_base"])}
-    return AutoConfig.for_model(model_type, **values, rope_parameters=rope)
-
-
-def lora_of(model_type: str, arguments: Mapping[str, Any]) -> PeftModel:
-    """A fresh model with a LoRA for the ``arguments`` of a generic ``lora_`` builder."""
-    names = inspect.signature(lora_params).parameters
-    peft = lora_params(**{name: value for name, value in arguments.items() if name in names})
-    return lora_model(config_of(model_type, arguments), peft)
-
-
 def scale_hidden_dim(embed_dim: int, multiple_of: int = 256) -> int:
     """The feed-forward width of Llama 1 and 2, torchtune's default: 2/3 of 4 x width, rounded up to a multiple."""
     return multiple_of * ceil(4 * int(2 * embed_dim / 3) / multiple_of)
 
 
-_CONFIG_NAMES = {
-    "vocab_size": "vocab_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "embed_dim": "hidden_size",
-    "intermediate_dim": "intermediate_size",
-    "max_seq_len": "max_position_embeddings",
-    "attn_dropout": "attention_dropout",
-    "norm_eps": "rms_norm_eps",
-}
-"""torchtune's argument to transformers' field."""
+def _function(
+    name: str, doc: str, parameters: Sequence[Parameter], call: Callable[[dict[str, Any]], T]
+) -> Callable[..., T]:
+    """A function of this name and signature, which hands what it was called with to ``call``."""
+    accepted = Signature(parameters)
+
+    def function(*args: Any, **kwargs: Any) -> T:
+        try:
+            bound = accepted.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{name}(): {error}; it takes {accepted}") from None
+        bound.apply_defaults()
+        return call(bound.arguments)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = doc
+    function.__signature__ = accepted  # type: ignore[attr-defined]
+    return function
+
+
+def _parameters(names: Iterable[str | tuple[str, Any]], kind: Any = Parameter.POSITIONAL_OR_KEYWORD) -> list[Parameter]:
+    """Parameters from names, those with a default from pairs; what stands behind a ``"*"`` is by keyword only."""
+    found = []
+    for entry in names:
+        if entry == "*":
+            kind = Parameter.KEYWORD_ONLY
+            continue
+        name, default = (entry, Parameter.empty) if isinstance(entry, str) else entry
+        found.append(Parameter(name, kind, default=default))
+    return found
+
+
+def _lora_head(lora_output: bool) -> list[Parameter]:
+    output = [("apply_lora_to_output", False)] if lora_output else []
+    return _parameters(["lora_attn_modules", ("apply_lora_to_mlp", False), *output])
+
+
+def _check_only(name: str, model_type: str, arguments: Mapping[str, Any], only: Mapping[str, Any]) -> None:
+    for argument, value in only.items():
+        if arguments[argument] != value:
+            raise UsageError(
+                f"{name}: {argument}={arguments[argument]!r} cannot be had: transformers' {model_type} always has "
+                f"{argument}={value!r}"
+            )
+
+
+def _nested(given: Mapping[str, Any], fields: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values``, and over them ``given`` under transformers' names. What goes into a part is a rotary float."""
+    found: dict[str, Any] = deepcopy(dict(values))
+    for argument, value in given.items():
+        *parts, field = fields.get(argument, argument).split(".")
+        place = found
+        for part in parts:
+            place = place.setdefault(part, {})
+        place[field] = float(value) if parts else value
+    return found
 
 
 def _check_modules(names: Sequence[str]) -> None:
