@@ -92,7 +92,7 @@ def test_validate_shows_all_mistakes_and_exits_with_2(graft, run_yaml):
     assert head == "Error: run.yaml: 3 mistakes"
     assert lines[0].startswith("  run.yaml:6: data.train.datasets.0.dataset_path = 'row.txt': there is no such file")
     assert lines[1].startswith("  run.yaml:8: training.max_stepz = 7: unknown key; did you mean max_steps?")
-    assert lines[2].startswith("  command line: training.seed=x: input should be a valid integer")
+    assert lines[2].startswith("  command line: training.seed=x: expected a whole number")
 
 
 def test_show_prints_what_reads_back_and_where_values_came_from(graft, run_yaml, monkeypatch):

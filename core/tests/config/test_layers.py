@@ -80,13 +80,14 @@ def test_an_alias_on_the_command_line_replaces_the_field_in_the_file(cwd, minima
     ("overrides", "said"),
     [
         (["training.max_stepz=10"], "command line: training.max_stepz=10: unknown key; did you mean max_steps?"),
-        (["--training.max_steps", "x"], "command line: --training.max_steps x: input should be a valid integer"),
+        (["--training.max_steps", "x"], "command line: --training.max_steps x: expected a whole number"),
+        (["--max-steps", "3"], "command line: --max-steps 3: unknown key; did you mean training.max_steps?"),
         (["--training.use_peft"], "command line: --training.use_peft: is no setting; write section.field=value"),
         (["--training.use_peft", "--training.seed=1"], "command line: --training.use_peft: is no setting"),
         (["max_steps"], "command line: max_steps: is no setting; write section.field=value"),
         (["training.run_name=[a"], "command line: training.run_name=[a: the value is not YAML"),
         (["data.train.datasets.5.split=x"], "command line: data.train.datasets.5.split=x: there is no place 5 here"),
-        (["training.seed.deep=1"], "command line: training.seed.deep=1: input should be a valid integer"),
+        (["training.seed.deep=1"], "command line: training.seed.deep=1: expected a whole number"),
         (["model.model_name.x=1"], "command line: model.model_name.x=1: there is no place x here"),
         (
             ["training.trainer_kwargs={bean: 1}"],

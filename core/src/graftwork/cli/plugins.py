@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 HEAD = ("name", "distribution", "version", "state", "import ms", "provides")
 NOUNS = {kind.name: kind.noun for kind in (*DECLARED, PRESETS)} | {"events": "event"}
 SHOWN = 3
+PIPE_WIDTH = 160
+"""Columns where the output is no terminal."""
 
 
 @click.command()
@@ -32,7 +34,7 @@ def plugins(as_json: bool) -> None:
     if as_json:
         click.echo(_json(registry))
         return
-    click.echo(_table([HEAD, *map(_row, registry.plugins)], shutil.get_terminal_size().columns))
+    click.echo(_table([HEAD, *map(_row, registry.plugins)], shutil.get_terminal_size((PIPE_WIDTH, 24)).columns))
     for trouble in _troubles(registry):
         click.echo(f"\n{trouble}")
 

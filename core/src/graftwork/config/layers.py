@@ -136,7 +136,8 @@ def read_overrides(draft: Draft, overrides: Sequence[str]) -> None:
             problem = "is no setting; write section.field=value, for instance training.max_steps=10"
             draft.problems.append(Problem(path=(name,), text=problem, origin=origin))
         else:
-            _put_text(draft, parse_path(name), value, origin)
+            # An option as other programs have it, --max-steps, is no field here; as a name it finds the one it means.
+            _put_text(draft, parse_path(name if "." in name else name.replace("-", "_")), value, origin)
 
 
 def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str | None, str]]:

@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
     from pydantic_core import ErrorDetails
 
+# What pydantic says of the plainest mistakes, in the words of somebody who writes YAML.
+_PLAIN = {
+    "bool_parsing": "expected true or false",
+    "bool_type": "expected true or false",
+    "int_parsing": "expected a whole number",
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_parsing": "expected a number",
+    "float_type": "expected a number",
+    "string_type": "expected a text; put it in quotes",
+    "list_type": "expected a list",
+    "dict_type": "expected a block of settings, not a single value or a list",
+}
 _NOT_A_BLOCK = ("model_type", "model_attributes_type", "dataclass_type")
 MISSING: Any = object()
 """The value of a problem that has none: something that should be there is not."""
@@ -100,6 +113,8 @@ def _text(details: ErrorDetails, model: type[BaseModel], path: Path) -> str:
         return f"missing; {field.description}" if field and field.description else "missing"
     if details["type"] in _NOT_A_BLOCK:
         return "expected a block of settings, not a single value or a list"
+    if details["type"] in _PLAIN:
+        return _PLAIN[details["type"]]
     message = details["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     return message[:1].lower() + message[1:]
 
