@@ -68,7 +68,7 @@ def test_all_mistakes_of_all_kinds_are_reported_at_once_in_order(mistakes):
     for problem, expected in zip(found, FOUND, strict=False):
         assert problem.startswith(expected)
     assert len(found) == len(FOUND) + 2
-    assert any(problem.startswith("command line: training.max_steps=x: input should be") for problem in found)
+    assert any(problem.startswith("command line: training.max_steps=x: expected a whole number") for problem in found)
     assert any(
         problem.startswith("environment: GRAFTWORK_TRAINING__RUN_NAM=y: unknown key; did you") for problem in found
     )
