@@ -75,19 +75,34 @@ class Preset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RankLayout:
+    """What a file of bare tiktoken ranks leaves unsaid: the pattern that cuts a text into words, and the special
+    tokens, whose ids follow the last rank in this order.
+
+    ``ranks`` is the number of ranks in the files that it is for, by which they are known.
+    """
+
+    ranks: int
+    split_regex: str
+    special_tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFamily:
     """A family of models: what it claims, its sizes, and what is true of all its members.
 
     ``model_types`` and ``architectures`` are claims on ``config.json``: two families that claim the same
     one clash when it is needed. ``build`` is None where transformers has the architecture.
     ``lora_targets`` maps a role (``q_proj``, ``output_proj``, ``mlp``, ``output``) to module names; the
-    role names are torchtune's. ``segment_attention`` states that packed equals padded for this family,
+    role names are torchtune's. ``fused_lora_roles`` are groups of roles that one module fills here, so that a LoRA goes
+    onto all of a group or none. ``segment_attention`` states that packed equals padded for this family,
     which its conformance test proves; where it is False the trainer proves it before step 1.
     ``key_maps`` holds, by the name of a checkpoint format, a thunk to the map between its parameter names and
     those of transformers. ``components`` are modules of the plugin whose public functions a configuration may
     name in ``_component_``; the last part of a module's name is torchtune's (``my_llama.llama3``).
     ``tiny`` are the values of a configuration for tests, ``tiny_by_type`` those that one model type has beside or
     instead of them. They are proved on 20 tokens: a window is shorter, and a soft-cap bites.
+    ``rank_layouts`` complete the family's tokenizer files that hold nothing but tiktoken ranks.
     """
 
     name: str
@@ -98,6 +113,7 @@ class ModelFamily:
     build: Callable[[BuildRequest], nn.Module] | None = None
     lora_targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     default_lora_roles: tuple[str, ...] = ()
+    fused_lora_roles: tuple[tuple[str, ...], ...] = ()
     freeze_aliases: Mapping[str, str] = field(default_factory=dict)
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     stop_tokens: tuple[str, ...] = ()
@@ -109,6 +125,7 @@ class ModelFamily:
     tiny_by_type: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     key_maps: Mapping[str, Callable[[], KeyMap]] = field(default_factory=dict)
     components: tuple[str, ...] = ()
+    rank_layouts: tuple[RankLayout, ...] = ()
 
     def tiny_config(self, model_type: str, **changes: Any) -> PretrainedConfig:
         """The transformers configuration for tests of one of :attr:`model_types`, with ``changes`` over it."""
@@ -121,13 +138,16 @@ class ModelFamily:
 class TokenizerSpec:
     """A way to read tokenizer files. ``files`` are the glob patterns of which one must be in a folder.
 
-    ``load(path, options)`` reads a folder or a single file.
+    ``fits(path)`` says whether a folder or file holds what this reads, by its content; without it the names decide.
+    ``load(path, options)`` reads one; of the options ``use_eot``, ``split_regex`` and ``family`` are those of
+    :func:`graftwork.load_tokenizer`, all others go to transformers' ``from_pretrained``.
     """
 
     name: str
     load: Callable[[Path, Mapping[str, Any]], Tokenizer]
     files: tuple[str, ...]
     aliases: tuple[str, ...] = ()
+    fits: Callable[[Path], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

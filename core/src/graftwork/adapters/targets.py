@@ -28,6 +28,7 @@ def resolve_lora_targets(
     wanted = names if names is not None else (family.default_lora_roles or _ALL)
     if isinstance(wanted, str):
         wanted = [wanted]
+    _refuse_part_of_fused(family, wanted)
     found: dict[str, None] = {}
     for name in wanted:
         found.update(dict.fromkeys(all_linear(model) if name == _ALL else _role(family, name, model)))
@@ -72,6 +73,19 @@ def _role(family: ModelFamily, name: str, model: nn.Module) -> Sequence[str]:
             f"{did_you_mean(name, known, limit=16)}"
         )
     return modules
+
+
+def _refuse_part_of_fused(family: ModelFamily, names: Sequence[str]) -> None:
+    """Where one module fills several roles, a LoRA for a part of them would silently be one for all."""
+    for group in family.fused_lora_roles:
+        asked = [role for role in group if role in names]
+        missing = [role for role in group if role not in names]
+        if asked and missing:
+            modules = ", ".join(family.lora_targets[group[0]])
+            raise UsageError(
+                f"peft.lora_target_modules: {', '.join(asked)} without {', '.join(missing)} cannot be had: in family "
+                f"{family.name} {', '.join(group)} are one module, {modules}; name all of them, or none"
+            )
 
 
 def _refuse_tied(names: Iterable[str], model: Any) -> None:

@@ -63,19 +63,21 @@ class LoraModulesError(UsageError, ValueError):
 
 
 def builders(
-    preset: Preset, *, positional_dropout: bool = False, lora_output: bool = True
+    preset: Preset, *, positional_dropout: bool = False, lora_output: bool = True, latest: bool = False
 ) -> tuple[Callable[[], PreTrainedModel], Callable[..., PeftModel], Callable[..., PeftModel]]:
     """The functions ``X()``, ``lora_X(...)`` and ``qlora_X(...)`` of a preset.
 
     ``lora_X`` takes ``lora_attn_modules, apply_lora_to_mlp=False, apply_lora_to_output=False, lora_rank=8,
     lora_alpha=16, quantize_base=False`` in this order; ``positional_dropout`` puts ``lora_dropout=0.05``
     before the last, where torchtune has it for Llama 2, instead of keyword-only after it. Without ``lora_output``
-    there is no ``apply_lora_to_output``, as for families whose output layer is always the embedding.
+    there is no ``apply_lora_to_output``, as for families whose output layer is always the embedding. ``latest`` is
+    how torchtune's last release has it: ``lora_dropout=0.0, use_dora=False`` before ``quantize_base``.
     """
     dropout, quantize = ("lora_dropout", 0.05), ("quantize_base", False)
-    tail = [("lora_rank", 8), ("lora_alpha", 16), *([dropout] if positional_dropout else []), quantize]
+    more = [("lora_dropout", 0.0), ("use_dora", False)] if latest else [dropout] if positional_dropout else []
+    tail = [("lora_rank", 8), ("lora_alpha", 16), *more, quantize]
     parameters = [*_lora_head(lora_output), *_parameters(tail)]
-    if not positional_dropout:
+    if not more:
         parameters += _parameters([dropout], Parameter.KEYWORD_ONLY)
     size = f"{preset.name} with fresh weights ({preset.num_parameters:,} parameters)."
     build = _function(preset.name, size, [], lambda _: fresh_model(preset.config()))
@@ -88,7 +90,20 @@ def builders(
     return build, lora, partial(lora, quantize_base=True)
 
 
-def generic_builders(
+def sized_builders(presets: Iterable[Preset], start: str, **options: Any) -> dict[str, Callable[..., Any]]:
+    """:func:`builders` with ``options`` of every preset whose name begins with ``start``, by their names.
+
+    For a module of many sizes: ``globals().update(sized_builders(PRESETS, "qwen3_"))``.
+    """
+    found: dict[str, Callable[..., Any]] = {}
+    for preset in presets:
+        if preset.name.startswith(start):
+            names = (preset.name, f"lora_{preset.name}", f"qlora_{preset.name}")
+            found.update(zip(names, builders(preset, **options), strict=True))
+    return found
+
+
+def generic_builders(  # noqa: PLR0913 (a declaration)
     name: str,
     model_type: str,
     *,
@@ -98,6 +113,7 @@ def generic_builders(
     only: Mapping[str, Any] | None = None,
     derive: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     lora_output: bool = True,
+    latest: bool = False,
     **values: Any,
 ) -> tuple[Callable[..., PreTrainedModel], Callable[..., PeftModel]]:
     """The functions ``X(...)`` and ``lora_X(...)`` that build a model of any size, with torchtune's signatures.
@@ -106,7 +122,8 @@ def generic_builders(
     modules first and all of these by keyword. :data:`FIELDS` and over them ``fields`` translate an argument into
     the field of the configuration, and any other is that field itself; an argument that is None is left to the
     configuration's default. ``only`` are arguments that transformers has one value for: another is refused.
-    ``derive(arguments)`` gives fields that follow from several arguments, ``values`` those that are always so::
+    ``derive(arguments)`` gives fields that follow from several arguments, ``values`` those that are always so;
+    ``lora_output`` and ``latest`` (which adds ``use_dora``) are as for :func:`builders`::
 
         gemma, lora_gemma = generic_builders(
             "gemma",
@@ -135,7 +152,8 @@ def generic_builders(
 
     plain = _parameters([*required, *defaults.items()])
     by_keyword = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in plain]
-    tail: list[str | tuple[str, Any]] = ["lora_rank", "lora_alpha", ("lora_dropout", 0.0), ("quantize_base", False)]
+    dora = [("use_dora", False)] if latest else []
+    tail = ["lora_rank", "lora_alpha", ("lora_dropout", 0.0), *dora, ("quantize_base", False)]
     more = [*_lora_head(lora_output), *by_keyword, *_parameters(tail, Parameter.KEYWORD_ONLY)]
     return (
         _function(name, f"A {name} of any size with fresh weights.", plain, lambda given: fresh_model(config(given))),
@@ -177,6 +195,7 @@ def lora_params(
     lora_rank: int,
     lora_alpha: float,
     lora_dropout: float = 0.0,
+    use_dora: bool = False,
     quantize_base: bool = False,
 ) -> PeftParams:
     """The LoRA arguments of torchtune as :class:`~graftwork.PeftParams`; its quantization is 4-bit NormalFloat."""
@@ -187,6 +206,7 @@ def lora_params(
         lora_r=lora_rank,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
+        use_dora=use_dora,
         q_lora=quantize_base,
         bnb_4bit_quant_type="nf4",
     )

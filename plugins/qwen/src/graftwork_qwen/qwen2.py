@@ -1,0 +1,16 @@
+"""Qwen2 under torchtune's names, as transformers models with fresh weights: ``qwen2_0_5b``, ..."""
+
+from __future__ import annotations
+
+from graftwork.builders.torchtune_names import DECODER, generic_builders, sized_builders
+from graftwork_qwen.presets import PRESETS
+
+ARGUMENTS = {"head_dim": None, "attn_dropout": 0.0, "norm_eps": 1e-5, "rope_base": 1e6, "tie_word_embeddings": False}
+PARTS = {"q_proj_bias": True, "k_proj_bias": True, "v_proj_bias": True, "q_norm": False, "k_norm": False}
+
+globals().update(sized_builders(PRESETS, "qwen2_0", lora_output=False, latest=True))
+globals().update(sized_builders(PRESETS, "qwen2_1", lora_output=False, latest=True))
+globals().update(sized_builders(PRESETS, "qwen2_7", latest=True))
+qwen2, lora_qwen2 = generic_builders(
+    "qwen2", "qwen2", required=DECODER, defaults={**ARGUMENTS, **PARTS}, only=PARTS, latest=True
+)
