@@ -9,7 +9,7 @@ New fields always have defaults: a plugin built against an older core keeps work
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from graftwork.training import Trainer, TrainRequest
 
 Schema = Literal["text", "chat", "preference", "image-chat"]
+Supported = Literal["system", "tools", "images"]
 
 ParamsThunk = Callable[[], "type[BaseModel]"]
 """Imports and returns the pydantic model that a plugin's option block is validated against."""
@@ -157,15 +158,30 @@ class ChatTemplate:
     ``stop`` are the token texts that end an assistant turn; ``supports`` names what the template can
     render besides user and assistant turns. ``encoding`` says how the text becomes tokens: ``whole`` is one
     text, as in transformers; ``parts`` encodes what each ``{{ }}`` of the file gives on its own, where one that
-    is a control token's text is that token and any other is plain text, as in mistral-common.
+    is a control token's text is that token and any other is plain text, as in mistral-common. ``rewrites`` says
+    what the format changes in earlier messages when another is appended, as its original does.
     """
 
     name: str
     path: Path
     aliases: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
-    supports: frozenset[Literal["system", "tools", "images"]] = frozenset()
+    supports: frozenset[Supported] = frozenset()
     encoding: Literal["whole", "parts"] = "whole"
+    rewrites: str = ""
+
+
+def chat_template(
+    folder: Path,
+    name: str,
+    *aliases: str,
+    stop: Sequence[str],
+    supports: Collection[Supported] = ("system",),
+    **more: Any,
+) -> ChatTemplate:
+    """The record of the file ``NAME.jinja`` in ``folder``; ``more`` are further fields of it."""
+    path = folder / f"{name}.jinja"
+    return ChatTemplate(name=name, path=path, aliases=aliases, stop=tuple(stop), supports=frozenset(supports), **more)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
