@@ -11,6 +11,7 @@ from graftwork.specs import (
     DECODER_LORA_TARGETS,
     ChatTemplate,
     ModelFamily,
+    chat_template,
 )
 from graftwork_gemma.presets import PRESETS, TINY, TINY_BY_TYPE
 
@@ -42,4 +43,16 @@ def graftwork_model_families() -> list[ModelFamily]:
 
 @hookimpl
 def graftwork_chat_templates() -> list[ChatTemplate]:
-    return []
+    return [
+        chat_template(
+            TEMPLATES,
+            "gemma-it",
+            "gemma",
+            "gemma2-it",
+            "gemma2",
+            "gemma-instruct",
+            stop=("<end_of_turn>",),
+            supports=(),
+        ),
+        chat_template(TEMPLATES, "gemma3-it", "gemma3", stop=("<end_of_turn>",), supports=("system", "images")),
+    ]

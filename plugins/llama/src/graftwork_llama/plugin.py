@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from graftwork import hookimpl
-from graftwork.specs import ChatTemplate, ModelFamily
-from graftwork_llama.presets import PRESETS
+from graftwork.specs import ChatTemplate, ModelFamily, chat_template
+from graftwork_llama.presets import LLAMA3_RANKS, PRESETS
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -36,6 +36,7 @@ def graftwork_model_families() -> list[ModelFamily]:
             },
             stop_tokens=("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>", "</s>"),
             chat_template="llama3-instruct",
+            rank_layouts=(LLAMA3_RANKS,),
             segment_attention=True,
             tiny={
                 "vocab_size": 128,
@@ -55,18 +56,22 @@ def graftwork_model_families() -> list[ModelFamily]:
 @hookimpl
 def graftwork_chat_templates() -> list[ChatTemplate]:
     return [
-        ChatTemplate(
-            name="llama2",
-            aliases=("llama2-chat", "llama-2-chat"),
-            path=TEMPLATES / "llama2.jinja",
-            stop=("</s>",),
-            supports=frozenset({"system"}),
+        chat_template(TEMPLATES, "llama2", "llama2-chat", "llama-2-chat", stop=("</s>",)),
+        chat_template(TEMPLATES, "llama3-instruct", "llama3", "llama-3-instruct", stop=("<|eot_id|>",)),
+        chat_template(
+            TEMPLATES,
+            "llama3.1",
+            "llama3.1-instruct",
+            "llama-3.1-instruct",
+            stop=("<|eot_id|>", "<|eom_id|>"),
+            supports=("system", "tools"),
         ),
-        ChatTemplate(
-            name="llama3-instruct",
-            aliases=("llama3", "llama-3-instruct"),
-            path=TEMPLATES / "llama3-instruct.jinja",
+        chat_template(
+            TEMPLATES,
+            "llama3.2",
+            "llama3.2-instruct",
+            "llama-3.2-instruct",
             stop=("<|eot_id|>",),
-            supports=frozenset({"system"}),
+            supports=("system", "tools"),
         ),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from graftwork import hookimpl
-from graftwork.specs import DECODER_FREEZE_ALIASES, DECODER_LORA_ROLES, ChatTemplate, ModelFamily
+from graftwork.specs import DECODER_FREEZE_ALIASES, DECODER_LORA_ROLES, ChatTemplate, ModelFamily, chat_template
 from graftwork_phi3.presets import PRESETS, TINY
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -43,4 +43,8 @@ def graftwork_model_families() -> list[ModelFamily]:
 
 @hookimpl
 def graftwork_chat_templates() -> list[ChatTemplate]:
-    return []
+    return [
+        chat_template(TEMPLATES, "phi3-instruct", "phi3", "phi-3", "phi-3-instruct", stop=("<|end|>",)),
+        chat_template(TEMPLATES, "phi3.5-instruct", "phi3.5", "phi-3.5", stop=("<|end|>",)),
+        chat_template(TEMPLATES, "phi4", "phi-4", stop=("<|im_end|>",)),
+    ]

@@ -11,10 +11,12 @@ from graftwork.specs import (
     DECODER_LORA_TARGETS,
     ChatTemplate,
     ModelFamily,
+    chat_template,
 )
 from graftwork_qwen.presets import PRESETS, TINY, TINY_BY_TYPE
 
 TEMPLATES = Path(__file__).parent / "templates"
+QWEN3_REWRITES = "the reasoning of answers before the last question is left out"
 
 
 @hookimpl
@@ -42,4 +44,18 @@ def graftwork_model_families() -> list[ModelFamily]:
 
 @hookimpl
 def graftwork_chat_templates() -> list[ChatTemplate]:
-    return []
+    return [
+        chat_template(
+            TEMPLATES, "qwen2.5", "qwen2.5-instruct", "qwen", stop=("<|im_end|>",), supports=("system", "tools")
+        ),
+        chat_template(
+            TEMPLATES,
+            "qwen2-vl-instruct",
+            "qwen2_vl",
+            "qwen2.5-vl-instruct",
+            stop=("<|im_end|>",),
+            supports=("system", "images"),
+        ),
+        chat_template(TEMPLATES, "qwen3", stop=("<|im_end|>",), supports=("system", "tools"), rewrites=QWEN3_REWRITES),
+        chat_template(TEMPLATES, "qwen3-instruct", "qwen3_nothink", stop=("<|im_end|>",), supports=("system", "tools")),
+    ]
