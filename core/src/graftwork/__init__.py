@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         TrainingParams,
         load_config,
     )
+    from graftwork.config.components import instantiate
     from graftwork.hookspecs import hookimpl
     from graftwork.messages import ContentItem, Conversation, Message, Role, Type
     from graftwork.registry import presets
@@ -45,6 +46,7 @@ _EXPORTS = {
     "RunConfig": "graftwork.config",
     "TrainingParams": "graftwork.config",
     "load_config": "graftwork.config",
+    "instantiate": "graftwork.config.components",
     "hookimpl": "graftwork.hookspecs",
     "ContentItem": "graftwork.messages",
     "Conversation": "graftwork.messages",
@@ -77,6 +79,7 @@ __all__ = [
     "build_tokenizer",
     "encode_chat",
     "hookimpl",
+    "instantiate",
     "load_config",
     "load_tokenizer",
     "merge_adapter",
