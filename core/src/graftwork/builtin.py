@@ -15,17 +15,18 @@ from graftwork.specs import (
     ModelFamily,
     SourceSpec,
     TokenizerSpec,
+    chat_template,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pydantic import BaseModel
-    from transformers import PreTrainedTokenizerFast
 
     from graftwork.data.readers import OpenRequest, RowSource
     from graftwork.inference.engine import Engine, LoadedModel
     from graftwork.runs.run import Run
+    from graftwork.tokenizers.tokenizer import Tokenizer
 
 TEMPLATES = Path(__file__).parent / "chat" / "templates"
 
@@ -123,10 +124,34 @@ def graftwork_model_families() -> list[ModelFamily]:
     return [ModelFamily(name="generic")]
 
 
-def _load_hf_tokenizer(path: Path, kwargs: Mapping[str, Any]) -> PreTrainedTokenizerFast:
+def _load_hf(path: Path, options: Mapping[str, Any]) -> Tokenizer:
     from graftwork.tokenizers.hf import load
 
-    return load(path, kwargs)
+    return load(path, options)
+
+
+def _load_tiktoken(path: Path, options: Mapping[str, Any]) -> Tokenizer:
+    from graftwork.tokenizers.tiktoken import load
+
+    return load(path, options)
+
+
+def _load_sentencepiece(path: Path, options: Mapping[str, Any]) -> Tokenizer:
+    from graftwork.tokenizers.sentencepiece import load
+
+    return load(path, options)
+
+
+def _holds(*contents: str) -> Callable[[Path], bool]:
+    """Whether what is at a path, told by content, is one of ``contents``."""
+
+    def fits(path: Path) -> bool:
+        from graftwork.tokenizers.files import find
+
+        file = find(path)
+        return file is not None and file.content in contents
+
+    return fits
 
 
 @hookimpl
@@ -134,23 +159,37 @@ def graftwork_tokenizers() -> list[TokenizerSpec]:
     return [
         TokenizerSpec(
             name="hf",
-            load=_load_hf_tokenizer,
-            files=("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model"),
-        )
+            aliases=("hg",),
+            load=_load_hf,
+            files=("tokenizer.json", "tokenizer_config.json", "vocab.json"),
+            fits=_holds("tokenizers", "vocabulary", "settings"),
+        ),
+        TokenizerSpec(
+            name="tiktoken",
+            load=_load_tiktoken,
+            files=("tokenizer.model", "*.tiktoken", "tekken*.json"),
+            fits=_holds("tekken", "ranks"),
+        ),
+        TokenizerSpec(
+            name="sentencepiece",
+            aliases=("sp",),
+            load=_load_sentencepiece,
+            files=("tokenizer.model", "*.model", "*.model.v*", "*.spm"),
+            fits=_holds("sentencepiece"),
+        ),
     ]
 
 
 @hookimpl
 def graftwork_chat_templates() -> list[ChatTemplate]:
     return [
-        ChatTemplate(name="default", path=TEMPLATES / "default.jinja", supports=frozenset({"system"})),
-        ChatTemplate(
-            name="chatml",
-            aliases=("chat_ml",),
-            path=TEMPLATES / "chatml.jinja",
-            stop=("<|im_end|>",),
-            supports=frozenset({"system"}),
-        ),
+        chat_template(TEMPLATES, "default", "default_gen", stop=()),
+        chat_template(TEMPLATES, "chatml", "chat_ml", stop=("<|im_end|>",)),
+        chat_template(TEMPLATES, "zephyr", stop=()),
+        chat_template(TEMPLATES, "alpaca", stop=()),
+        chat_template(TEMPLATES, "vicuna", stop=()),
+        chat_template(TEMPLATES, "gpt2", stop=()),
+        chat_template(TEMPLATES, "llava", "llava_next", stop=("</s>",), supports=("system", "images")),
     ]
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import TYPE_CHECKING, Any
 
 from graftwork.adapters.folder import base_of_adapter, is_adapter_only
 from graftwork.chat.sandbox import compiled
 from graftwork.chat.template import find_template
-from graftwork.errors import ClashError, ModelError, UsageError
+from graftwork.errors import ModelError, UsageError
 from graftwork.registry import get_registry
 from graftwork.sources import locate, resolve
 from graftwork.sources.hub import fetch_tokenizer
+from graftwork.tokenizers.load import choose, family_of_folder, fits
 from graftwork.tokenizers.special import PAD_TEXTS, get_default_special_tokens, token_id
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from graftwork.config import ModelParams
     from graftwork.sources import ResolvedModel
-    from graftwork.specs import ModelFamily, TokenizerSpec
+    from graftwork.specs import ModelFamily
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,10 @@ def build_tokenizer(params: ModelParams, *, stand_in_template: bool = True) -> P
     """
     folder = tokenizer_folder(params)
     family = get_registry().families[params.family] if params.family else family_of_folder(folder)
-    tokenizer = _spec(folder, params, family).load(folder, _kwargs(params))
+    impl = params.tokenizer_impl or (family.tokenizer_impl if family else None)
+    if impl is None and params.trust_remote_code:
+        impl = "hf"  # code that comes with a model is a class of transformers
+    tokenizer = choose(folder, impl).load(folder, {**_kwargs(params), "family": family}).hf
     _set_pad_token(tokenizer, params, family)
     if params.model_max_length is not None:
         tokenizer.model_max_length = params.model_max_length
@@ -58,7 +61,7 @@ def tokenizer_folder(params: ModelParams) -> Path:
     resolved = resolve(name, revision=None if params.tokenizer_name else params.model_revision)
     if resolved.preset is None:
         folder = _fetched(resolved, params.trust_remote_code)
-        return folder if _fitting(folder) or not is_adapter_only(folder) else _base_folder(folder, params)
+        return folder if _readable(folder) or not is_adapter_only(folder) else _base_folder(folder, params)
     ids = ", ".join(resolved.preset.hub_ids)
     raise ModelError(
         f"model {name!r} is a preset, an architecture without files, so it has no tokenizer: set "
@@ -76,36 +79,8 @@ def _base_folder(folder: Path, params: ModelParams) -> Path:
     return _fetched(base_of_adapter(folder), params.trust_remote_code)
 
 
-def family_of_folder(folder: Path) -> ModelFamily | None:
-    """The family that claims the model in ``folder``; None where there is no ``config.json``."""
-    file = folder / "config.json"
-    if not file.is_file():
-        return None
-    values = json.loads(file.read_text("utf-8"))
-    return get_registry().family_for(values.get("model_type"), tuple(values.get("architectures") or ()))
-
-
-def _spec(folder: Path, params: ModelParams, family: ModelFamily | None) -> TokenizerSpec:
-    registry = get_registry()
-    named = params.tokenizer_impl or (family.tokenizer_impl if family else None)
-    if named:
-        return registry.tokenizers[named]
-    fitting = _fitting(folder)
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        spellings = " or ".join(f"{registry.tokenizers.owner(spec.name).distribution}:{spec.name}" for spec in fitting)
-        raise ClashError(f"tokenizer in {folder}: several can read its files; set model.tokenizer_impl to {spellings}")
-    looked_for = sorted({name for spec in registry.tokenizers.values() for name in spec.files})
-    raise ModelError(
-        f"there is no tokenizer in {folder} (looked for {', '.join(looked_for)}); "
-        "set model.tokenizer_name to a folder or Hub id that has one"
-    )
-
-
-def _fitting(folder: Path) -> list[TokenizerSpec]:
-    specs = get_registry().tokenizers.values()
-    return [spec for spec in specs if any(any(folder.glob(name)) for name in spec.files)]
+def _readable(folder: Path) -> bool:
+    return any(fits(spec, folder) for spec in get_registry().tokenizers.values())
 
 
 def _kwargs(params: ModelParams) -> dict[str, Any]:

@@ -1,65 +1,134 @@
-"""Tokenizer files as transformers has them, read so that the ids are those of the model's authors."""
+"""Tokenizer files as transformers has them, encoded by tokenizers, so that the ids are those of the model's authors."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from importlib.util import find_spec
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from graftwork.errors import MissingExtraError, ModelError
-from graftwork.tokenizers import sentencepiece
+from graftwork.errors import ModelError, UsageError
+from graftwork.tokenizers import codec, files
+from graftwork.tokenizers.loaded import LoadedTokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
-_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+    from tokenizers import Tokenizer as Backend
+
+CONTENTS: tuple[files.Content, ...] = ("tokenizers", "vocabulary", "settings")
+
+# Control tokens by their text, which some files add without marking them special (Phi-3's </s>).
+_CONTROL_TEXTS = frozenset({"<s>", "</s>", "<unk>", "<pad>", "<bos>", "<eos>", "<mask>"})
 
 
-def load(path: Path, kwargs: Mapping[str, Any]) -> PreTrainedTokenizerFast:
-    """The tokenizer in the folder ``path``; ``kwargs`` go to ``from_pretrained``.
+def load(path: Path, options: Mapping[str, Any]) -> LoadedTokenizer:
+    """The tokenizer at ``path``, a folder or a file. What other implementations read is converted, with equal ids.
 
-    A ``tokenizer.json`` is taken as it is: the model-specific classes of transformers 5 build some tokenizers
-    anew and lose leading spaces (15 of 23 public Phi-3 vectors agree; the file agrees with all). Raises
-    :class:`~graftwork.errors.ModelError` where the files give no fast tokenizer.
+    Raises :class:`~graftwork.errors.ModelError` where the files give no fast tokenizer.
     """
-    if kwargs.get("trust_remote_code"):
-        return _from(AutoTokenizer, path, path, kwargs)
-    if (path / "tokenizer.json").is_file():
-        return _from(PreTrainedTokenizerFast, path, path, kwargs)
-    if (path / "tokenizer.model").is_file():
-        return _from_sentencepiece(path, kwargs)
-    return _from(AutoTokenizer, path, path, kwargs)
+    own, kwargs = codec.known_options(options)
+    file = None if kwargs.get("trust_remote_code") else files.find(path)
+    if file is not None and file.content in ("tekken", "ranks", "sentencepiece"):
+        return _converted(path, file, options)
+    if own["split_regex"] is not None:
+        raise UsageError(f"tokenizer in {path} has its own pattern: split_regex is for tiktoken ranks; leave it out")
+    return LoadedTokenizer(
+        path=path,
+        codec=HFCodec(_read(path, file, kwargs)),
+        family=own["family"],
+        use_eot=bool(own["use_eot"]),
+    )
 
 
-def _from_sentencepiece(path: Path, kwargs: Mapping[str, Any]) -> PreTrainedTokenizerFast:
-    """By way of a ``tokenizer.json`` beside copies of the other files, which transformers then reads as they are."""
-    model = path / "tokenizer.model"
-    _refuse_ranks(model)
-    _require_sentencepiece(model)
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        for file in _BESIDE:
-            if (path / file).is_file():
-                shutil.copyfile(path / file, folder / file)
-        config = folder / "tokenizer_config.json"
-        settings = json.loads(config.read_text("utf-8")) if config.is_file() else {}
-        backend = sentencepiece.convert(model, add_bos=settings.get("add_bos_token", True))
-        backend.save(str(folder / "tokenizer.json"))
-        named = {key: text for key, text in sentencepiece.named_tokens(model).items() if key not in settings}
-        tokenizer = _from(PreTrainedTokenizerFast, folder, path, {**named, **kwargs})
-    tokenizer.name_or_path = str(path)
-    return tokenizer
+class HFCodec:
+    """A fast tokenizer of transformers; special tokens in a text are text."""
+
+    impl = "hf"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        self._backend: Backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.size = len(tokenizer)
+        self.roles = {role: getattr(tokenizer, role) for role in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        self.control = _control(tokenizer)
+        self._control_ids = frozenset(self.control.values())
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template that the tokenizer carries."""
+        template: str | None = self.tokenizer.chat_template
+        return template
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """The ids of ``text``. Only where a special token was found in it, it is encoded again without."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        if allow_special or self._control_ids.isdisjoint(ids):
+            return ids
+        return list(self._ordinary.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """The text of ``ids``."""
+        kept = [index for index in ids if index not in self._control_ids] if skip_special else list(ids)
+        return str(self._backend.decode(kept, skip_special_tokens=False))
+
+    def fast(self) -> PreTrainedTokenizerFast:
+        """The tokenizer itself."""
+        return self.tokenizer
+
+    @cached_property
+    def _ordinary(self) -> Backend:
+        """A second tokenizer to which every special token is text. The first stays as it is: others use it."""
+        from tokenizers import Tokenizer
+
+        document = json.loads(self._backend.to_str())
+        for token in document["added_tokens"]:
+            token["special"] = token["special"] or token["content"] in self.control
+        ordinary = Tokenizer.from_str(json.dumps(document))
+        ordinary.encode_special_tokens = True
+        return ordinary
 
 
-def _from(cls: Any, folder: Path, path: Path, kwargs: Mapping[str, Any]) -> PreTrainedTokenizerFast:
+def _control(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """The added tokens that are markup: those marked special, those that the trained vocabulary does not have, and
+    those that are known by their text. Others (Gemma's ``<h1>`` and runs of newlines) are pieces of text.
+    """
+    model = tokenizer.backend_tokenizer.model
+    return {
+        token.content: index
+        for index, token in tokenizer.added_tokens_decoder.items()
+        if token.special or token.content in _CONTROL_TEXTS or model.token_to_id(token.content) is None
+    }
+
+
+def _converted(path: Path, file: files.TokenizerFile, options: Mapping[str, Any]) -> LoadedTokenizer:
+    if file.content == "sentencepiece":
+        from graftwork.tokenizers.sentencepiece import load as load_original
+    else:
+        from graftwork.tokenizers.tiktoken import load as load_original
+    original = load_original(path, options)
+    return LoadedTokenizer(path=path, codec=HFCodec(original.hf), family=original.family, use_eot=original.use_eot)
+
+
+def _read(path: Path, file: files.TokenizerFile | None, kwargs: Mapping[str, Any]) -> PreTrainedTokenizerFast:
+    """A ``tokenizer.json`` is taken as it is: the model-specific classes of transformers 5 build some tokenizers
+    anew and lose leading spaces (15 of 23 public Phi-3 vectors agree; the file agrees with all).
+    """
+    if file is None or file.content != "tokenizers":
+        return _from(AutoTokenizer.from_pretrained, path if path.is_dir() else path.parent, path, kwargs)
+    if path.is_file():
+        return _from(lambda source, **kw: PreTrainedTokenizerFast(tokenizer_file=str(source), **kw), path, path, kwargs)
+    return _from(PreTrainedTokenizerFast.from_pretrained, path, path, kwargs)
+
+
+def _from(make: Any, source: Path, path: Path, kwargs: Mapping[str, Any]) -> PreTrainedTokenizerFast:
     try:
-        tokenizer = cls.from_pretrained(folder, **kwargs)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        tokenizer = make(source, **kwargs)
+    except Exception as error:  # the Rust library raises Exception itself for a file that it cannot read
         reason = str(error).strip().split("\n", 1)[0]
         raise ModelError(
             f"tokenizer in {path} cannot be read: {reason}; set model.tokenizer_name to another"
@@ -70,32 +139,3 @@ def _from(cls: Any, folder: Path, path: Path, kwargs: Mapping[str, Any]) -> PreT
             "a folder with a tokenizer.json is needed; set model.tokenizer_name"
         )
     return tokenizer
-
-
-def _refuse_ranks(model: Path) -> None:
-    """Meta's Llama 3 file holds ranks only: without the special tokens and the split pattern its ids are wrong."""
-    with model.open("rb") as file:
-        first = file.readline(200).split()
-    if len(first) == 2 and first[1].isdigit():
-        raise ModelError(
-            f"{model} holds tiktoken ranks, without special tokens and split pattern: use the tokenizer.json "
-            "that is published beside it (set model.tokenizer_name to a folder or Hub id that has one)"
-        )
-
-
-def _require_sentencepiece(model: Path) -> None:
-    # Without protobuf transformers takes the file for tiktoken's and dies with "Error parsing line b'\x0e'".
-    modules = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
-    missing = [name for name, module in modules.items() if not _has(module)]
-    if missing:
-        raise MissingExtraError(
-            f"{model} is a SentencePiece file, and {' and '.join(missing)} is not installed: "
-            f"pip install {' '.join(missing)}, or use a folder with a tokenizer.json"
-        )
-
-
-def _has(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # the parent package, google, is missing
-        return False

@@ -1,89 +1,107 @@
-"""A SentencePiece file as a fast tokenizer with SentencePiece's own ids."""
+"""SentencePiece models, read and encoded by sentencepiece: Llama 2, Mistral, Gemma, Phi-3."""
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from graftwork.errors import ModelError
+from graftwork.errors import ModelError, UsageError
+from graftwork.tokenizers import beside, codec, files
+from graftwork.tokenizers.loaded import LoadedTokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
-_SPACE = "▁"
-# Leading, double, trailing and only spaces, line ends, and what has to fall back to bytes.
-_PROBES = ("Hello world", " Hello", "  two  spaces ", " ", "\n\n a\tb", "ünï 🦙 漢字", "x=1.5;\n    return y")
+    from graftwork.tokenizers.beside import Beside
 
-
-def convert(model: Path, *, add_bos: bool = True) -> Tokenizer:
-    """The tokenizer in the file ``model``; ``add_bos`` puts its bos token before a text, as Llama and Mistral do.
-
-    transformers 5 builds such a file's merges without the scores and splits at spaces, so that texts with leading
-    or double spaces get other ids. Here the result is compared with SentencePiece on probe texts. Raises
-    :class:`~graftwork.errors.ModelError` where they differ, and for files that are not of the BPE kind.
-    """
-    from sentencepiece import SentencePieceProcessor
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
-
-    proto = ModelProto.FromString(model.read_bytes())
-    if proto.trainer_spec.model_type != 2:
-        raise ModelError(f"{model} is no BPE model: a folder with a tokenizer.json is needed (model.tokenizer_name)")
-    backend = _backend(proto)
-    reference = SentencePieceProcessor(model_file=str(model))
-    for text in _PROBES:
-        if backend.encode(text, add_special_tokens=False).ids != reference.encode(text):
-            raise ModelError(
-                f"{model} cannot be read as a fast tokenizer: its ids for {text!r} would differ from SentencePiece's; "
-                "use a folder with a tokenizer.json (set model.tokenizer_name)"
-            )
-    if add_bos and reference.bos_id() >= 0:
-        _begin_with(backend, reference.id_to_piece(reference.bos_id()), reference.bos_id())
-    return backend
+CONTENTS: tuple[files.Content, ...] = ("sentencepiece",)
 
 
-def named_tokens(model: Path) -> dict[str, str]:
-    """The texts of ``bos_token``, ``eos_token`` and ``unk_token``, those that the file has."""
-    from sentencepiece import SentencePieceProcessor
-
-    reference = SentencePieceProcessor(model_file=str(model))
-    ids = {"bos_token": reference.bos_id(), "eos_token": reference.eos_id(), "unk_token": reference.unk_id()}
-    return {name: reference.id_to_piece(index) for name, index in ids.items() if index >= 0}
-
-
-def _backend(proto: Any) -> Tokenizer:
-    from tokenizers import AddedToken, Tokenizer
-    from tokenizers.models import BPE
-    from transformers.tokenization_utils_base import generate_merges
-
-    vocab = {piece.piece: index for index, piece in enumerate(proto.pieces)}
-    scores = {piece.piece: piece.score for piece in proto.pieces}
-    unknown = proto.pieces[proto.trainer_spec.unk_id].piece
-    bytes_too = any(piece.type == piece.BYTE for piece in proto.pieces)
-    merges = generate_merges(vocab, scores)
-    backend = Tokenizer(BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=bytes_too))
-    _treat_spaces(backend, proto.normalizer_spec)
-    special = [piece.piece for piece in proto.pieces if piece.type in (piece.CONTROL, piece.UNKNOWN)]
-    backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special])
-    wanted = [piece.piece for piece in proto.pieces if piece.type == piece.USER_DEFINED]
-    backend.add_tokens([AddedToken(text, normalized=True, special=False) for text in wanted])
-    return backend
-
-
-def _treat_spaces(backend: Tokenizer, spec: Any) -> None:
-    """Spaces become ``▁``, and one is put before the text where the file says so (``add_dummy_prefix``)."""
-    from tokenizers import decoders, normalizers
-
-    steps: list[Any] = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
-    steps += [normalizers.Prepend(_SPACE)] if spec.add_dummy_prefix else []
-    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
-    joined = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence([*joined, *([decoders.Strip(" ", 1, 0)] if spec.add_dummy_prefix else [])])
-
-
-def _begin_with(backend: Tokenizer, token: str, index: int) -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    backend.post_processor = TemplateProcessing(
-        single=f"{token} $A", pair=f"{token} $A {token} $B", special_tokens=[(token, index)]
+def load(path: Path, options: Mapping[str, Any]) -> LoadedTokenizer:
+    """The tokenizer in the SentencePiece model at ``path``, a folder or a file."""
+    own, kwargs = codec.known_options(options)
+    file = files.find(path, CONTENTS)
+    if file is None:
+        raise ModelError(f"there is no SentencePiece model at {path}; leave impl out to have others")
+    if own["split_regex"] is not None:
+        raise UsageError(f"{file.path} is a SentencePiece model, which no pattern splits: leave split_regex out")
+    codec.require(file.path, extra="sentencepiece", modules={"sentencepiece": "sentencepiece"})
+    return LoadedTokenizer(
+        path=path,
+        codec=SentencePieceCodec(file.path, beside.read(path), kwargs),
+        family=own["family"],
+        use_eot=bool(own["use_eot"]),
     )
+
+
+class SentencePieceCodec:
+    """A ``SentencePieceProcessor`` with the tokens that its folder adds to it."""
+
+    impl = "sentencepiece"
+
+    def __init__(self, model: Path, settings: Beside, kwargs: Mapping[str, Any]) -> None:
+        self.model = model
+        self.processor = _processor(model)
+        pieces = self.processor.get_piece_size()
+        own = [index for index in range(pieces) if self.processor.is_control(index)]
+        own += [self.processor.unk_id()] if self.processor.unk_id() >= 0 else []
+        self.added = {text: index for text, index in settings.added.items() if index >= pieces}
+        self.control = {self.processor.id_to_piece(index): index for index in sorted(own)} | self.added
+        self.roles = {**self._roles(), **settings.roles}
+        self.chat_template = settings.chat_template
+        self.size = max([pieces, *(index + 1 for index in self.added.values())])
+        self._texts = {index: text for text, index in self.control.items()}
+        self._beside, self._kwargs = settings, kwargs
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """The ids of ``text``; what lies between special tokens is encoded by itself."""
+        if not allow_special:
+            return list(self.processor.encode(text))
+        ids: list[int] = []
+        for part, index in codec.pieces(text, self.control):
+            ids += self.processor.encode(part) if index is None else [index]
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """The text of ``ids``. The space that stands before every text is left out at the beginning only."""
+        if skip_special:
+            return str(self.processor.decode([index for index in ids if index not in self._texts]))
+        parts: list[str] = []
+        for run, text in codec.runs(ids, self._texts):
+            parts.append(text if text is not None else self._decode(run, first=not parts))
+        return "".join(parts)
+
+    def fast(self) -> PreTrainedTokenizerFast:
+        """The same model for transformers. Raises :class:`ModelError` where it cannot be had with equal ids."""
+        from graftwork.tokenizers.sentencepiece_fast import convert
+
+        codec.require(self.model, extra="sentencepiece", modules={"protobuf": "google.protobuf"})
+        backend = convert(self.model, add_bos=self._beside.add_bos, added=self.added)
+        return beside.fast(backend, self._beside, self.roles, self._kwargs)
+
+    def _roles(self) -> dict[str, str | None]:
+        ids = {f"{role}_token": getattr(self.processor, f"{role}_id")() for role in ("bos", "eos", "pad", "unk")}
+        return {role: self.processor.id_to_piece(index) for role, index in ids.items() if index >= 0}
+
+    def _decode(self, ids: list[int], *, first: bool) -> str:
+        """``sentencepiece`` drops the space of a text's first piece; a known one in front keeps it."""
+        if first:
+            return str(self.processor.decode(ids))
+        anchor = self.processor.encode("a")
+        return str(self.processor.decode(anchor + ids)).removeprefix(self._anchored)
+
+    @cached_property
+    def _anchored(self) -> str:
+        return str(self.processor.decode(self.processor.encode("a")))
+
+
+def _processor(model: Path) -> Any:
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        return SentencePieceProcessor(model_file=str(model))
+    except RuntimeError as error:
+        raise ModelError(f"{model} is no SentencePiece model that can be read: {error}") from error

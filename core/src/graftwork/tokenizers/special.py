@@ -38,20 +38,27 @@ class SpecialTokens:
 
 
 def get_default_special_tokens(tokenizer: Any, *, family: ModelFamily | str | None = None) -> SpecialTokens:
-    """The special tokens of ``tokenizer``, or of the one that a model's name leads to.
+    """The special tokens of ``tokenizer`` (a :class:`graftwork.Tokenizer` or one of transformers), or of the one
+    that a model's name leads to.
 
     A role that the tokenizer leaves open is filled from the family, and the pad token also from the texts that
     vocabularies use for it, where the token exists.
     """
     if isinstance(tokenizer, str):
         tokenizer, family = _of_name(tokenizer, family)
-    known = _family(family)
+    if family is None:
+        family = getattr(tokenizer, "family", None)
+    return special_tokens_of(tokenizer, _family(family))
+
+
+def special_tokens_of(tokenizer: Any, family: ModelFamily | None) -> SpecialTokens:
+    """The same for a tokenizer and a family that are at hand."""
     return SpecialTokens(
-        bos_token=_role(tokenizer, "bos_token", known),
-        eos_token=_role(tokenizer, "eos_token", known),
-        pad_token=_role(tokenizer, "pad_token", known) or _first_known(tokenizer, PAD_TEXTS, "the vocabulary"),
-        unk_token=_role(tokenizer, "unk_token", known),
-        stop_tokens=tuple(_stop_tokens(tokenizer, known, find_stop_texts(tokenizer, None))),
+        bos_token=_role(tokenizer, "bos_token", family),
+        eos_token=_role(tokenizer, "eos_token", family),
+        pad_token=_role(tokenizer, "pad_token", family) or _first_known(tokenizer, PAD_TEXTS, "the vocabulary"),
+        unk_token=_role(tokenizer, "unk_token", family),
+        stop_tokens=tuple(_stop_tokens(tokenizer, family, find_stop_texts(tokenizer, None))),
     )
 
 
@@ -78,18 +85,22 @@ def find_stop_texts(tokenizer: Any, template: TemplateSource | str | None) -> tu
 
 def token_id(tokenizer: Any, text: str) -> int | None:
     """The id of the token whose whole text is ``text``; None where the vocabulary has none."""
-    return tokenizer.backend_tokenizer.token_to_id(text) if text else None
+    if not text:
+        return None
+    find = tokenizer.control_id if hasattr(tokenizer, "control_id") else tokenizer.backend_tokenizer.token_to_id
+    index: int | None = find(text)
+    return index
 
 
 def _stop_tokens(tokenizer: Any, family: ModelFamily | None, texts: Iterable[str]) -> Iterable[SpecialToken]:
-    claims = [(tokenizer.eos_token, "the tokenizer's eos_token")]
+    claims = [(_own(tokenizer, "eos_token"), "the tokenizer's eos_token")]
     claims += [(text, "the chat template") for text in texts]
     if family is not None:
         claims += [(text, f"the family {family.name}") for text in family.stop_tokens]
     seen: set[int] = set()
     for text, origin in claims:
-        index = token_id(tokenizer, text)
-        if index is not None and index not in seen:
+        index = token_id(tokenizer, text) if text is not None else None
+        if text is not None and index is not None and index not in seen:
             seen.add(index)
             yield SpecialToken(text=text, id=index, origin=origin)
 
@@ -105,12 +116,22 @@ def _configured_ids(generation_config: Any) -> set[int]:
 
 
 def _role(tokenizer: Any, role: str, family: ModelFamily | None) -> SpecialToken | None:
-    own = getattr(tokenizer, role)
+    own = _own(tokenizer, role)
     if own is not None:
-        return SpecialToken(text=own, id=getattr(tokenizer, f"{role}_id"), origin="the tokenizer")
+        index = token_id(tokenizer, own)
+        if index is not None:
+            return SpecialToken(text=own, id=index, origin="the tokenizer")
     if family is None or role not in family.special_tokens:
         return None
     return _first_known(tokenizer, [family.special_tokens[role]], f"the family {family.name}")
+
+
+def _own(tokenizer: Any, role: str) -> str | None:
+    """The text that the tokenizer itself gives ``role``."""
+    if hasattr(tokenizer, "roles"):
+        text: str | None = tokenizer.roles.get(role)
+        return text
+    return getattr(tokenizer, role, None)
 
 
 def _first_known(tokenizer: Any, texts: Iterable[str], origin: str) -> SpecialToken | None:
@@ -130,8 +151,9 @@ def _family(family: ModelFamily | str | None) -> ModelFamily | None:
 
 
 def _of_name(name: str, family: ModelFamily | str | None) -> tuple[Any, ModelFamily | str | None]:
-    from graftwork.builders.tokenizer import build_tokenizer, family_of_folder, tokenizer_folder
+    from graftwork.builders.tokenizer import build_tokenizer, tokenizer_folder
     from graftwork.config import ModelParams
+    from graftwork.tokenizers.load import family_of_folder
 
     params = ModelParams(model_name=name)
     folder: Path = tokenizer_folder(params)

@@ -1,23 +1,35 @@
-"""The published sizes of Llama 2, 3, 3.1 and 3.2, as data.
+"""The published sizes of Llama 2, Code Llama, 3, 3.1, 3.2 and 3.3, as data.
 
-Numbers: ``config.json`` of the models on the Hub (``hub_ids``), and ``params.json`` of Meta's own release
-(https://github.com/meta-llama/llama-models). Parameter counts are those of the published weights.
+Numbers: ``config.json`` of the models on the Hub (``hub_ids``: https://huggingface.co/ID/blob/main/config.json), and
+``params.json`` of Meta's own release (https://github.com/meta-llama/llama-models). Where a table names a further
+source, it stands there. Parameter counts are those of the published weights.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from graftwork.specs import Preset
+from graftwork.specs import Preset, RankLayout
 
+# Width, layers, heads: Llama 2 paper (https://arxiv.org/abs/2307.09288), section 2.2; the rest of its config.json.
 _LLAMA2 = {
     "vocab_size": 32000,
     "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
+    "rms_norm_eps": 1e-5,  # norm_eps of params.json; some config.json of 2023 said 1e-6 and were corrected
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+# Code Llama paper (https://arxiv.org/abs/2308.12950), section 2.4: base 1e6, trained on 16,384 tokens. params.json and
+# config.json say the same: https://huggingface.co/codellama/CodeLlama-7b-hf/blob/main/config.json. The vocabulary has 16
+# more tokens where infilling was trained: 7B, 13B and 70B, and not 34B nor the Python ones of 7B, 13B and 34B.
+_CODE_LLAMA2 = {
+    **_LLAMA2,
+    "vocab_size": 32016,
+    "max_position_embeddings": 16384,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+}
+# The Llama 3 paper (https://arxiv.org/abs/2407.21783), table 3; params.json: rope_theta 500000, norm_eps 1e-05.
 _LLAMA3 = {
     "vocab_size": 128256,
     "max_position_embeddings": 8192,
@@ -26,19 +38,20 @@ _LLAMA3 = {
     "bos_token_id": 128000,
     "eos_token_id": 128001,
 }
+# Llama 3.1's stretched frequencies: use_scaled_rope in params.json, these numbers in config.json.
+ROPE: dict[str, Any] = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 def _scaled(factor: float) -> dict[str, Any]:
     """Llama 3 with the frequencies of long wavelengths stretched: 8,192 positions become 131,072."""
-    rope = {
-        "rope_type": "llama3",
-        "rope_theta": 500000.0,
-        "factor": factor,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    return {**_LLAMA3, "max_position_embeddings": 131072, "rope_parameters": rope}
+    return {**_LLAMA3, "max_position_embeddings": 131072, "rope_parameters": {**ROPE, "factor": factor}}
 
 
 def _shape(width: int, hidden: int, layers: int, heads: int, kv_heads: int) -> dict[str, int]:
@@ -80,6 +93,44 @@ LLAMA2_70B = Preset(
     chat_template="llama2",
 )
 
+CODE_LLAMA2_7B = Preset(
+    name="code_llama2_7b",
+    aliases=("codellama-7b",),
+    model_type="llama",
+    values={**_CODE_LLAMA2, **_shape(4096, 11008, 32, 32, 32)},
+    num_parameters=6_738_546_688,
+    hub_ids=("codellama/CodeLlama-7b-hf", "codellama/CodeLlama-7b-Instruct-hf"),
+    chat_template="llama2",
+)
+CODE_LLAMA2_13B = Preset(
+    name="code_llama2_13b",
+    aliases=("codellama-13b",),
+    model_type="llama",
+    values={**_CODE_LLAMA2, **_shape(5120, 13824, 40, 40, 40)},
+    num_parameters=13_016_028_160,
+    hub_ids=("codellama/CodeLlama-13b-hf", "codellama/CodeLlama-13b-Instruct-hf"),
+    chat_template="llama2",
+)
+CODE_LLAMA2_34B = Preset(
+    name="code_llama2_34b",
+    aliases=("codellama-34b",),
+    model_type="llama",
+    values={**_CODE_LLAMA2, "vocab_size": 32000, **_shape(8192, 22016, 48, 64, 8)},
+    num_parameters=33_743_970_304,
+    hub_ids=("codellama/CodeLlama-34b-hf", "codellama/CodeLlama-34b-Instruct-hf", "codellama/CodeLlama-34b-Python-hf"),
+    chat_template="llama2",
+)
+# The base model only. Its Instruct and Python models were trained on 4,096 tokens with base 10,000:
+# https://github.com/meta-llama/codellama/issues/188
+CODE_LLAMA2_70B = Preset(
+    name="code_llama2_70b",
+    aliases=("codellama-70b",),
+    model_type="llama",
+    values={**_CODE_LLAMA2, **_shape(8192, 28672, 80, 64, 8)},
+    num_parameters=68_976_910_336,
+    hub_ids=("codellama/CodeLlama-70b-hf",),
+)
+
 LLAMA3_8B = Preset(
     name="llama3_8b",
     aliases=("llama-3-8b",),
@@ -110,11 +161,12 @@ LLAMA3_1_8B = Preset(
 )
 LLAMA3_1_70B = Preset(
     name="llama3_1_70b",
-    aliases=("llama3.1_70b", "llama-3.1-70b"),
+    # Llama 3.3 70B is this architecture: https://huggingface.co/meta-llama/Llama-3.3-70B-Instruct/blob/main/config.json
+    aliases=("llama3.1_70b", "llama-3.1-70b", "llama3_3_70b", "llama3.3_70b", "llama-3.3-70b"),
     model_type="llama",
     values={**_scaled(8.0), **_shape(8192, 28672, 80, 64, 8)},
     num_parameters=70_553_706_496,
-    hub_ids=("meta-llama/Llama-3.1-70B", "meta-llama/Llama-3.1-70B-Instruct"),
+    hub_ids=("meta-llama/Llama-3.1-70B", "meta-llama/Llama-3.1-70B-Instruct", "meta-llama/Llama-3.3-70B-Instruct"),
     chat_template="llama3-instruct",
 )
 LLAMA3_1_405B = Preset(
@@ -150,6 +202,10 @@ PRESETS = (
     LLAMA2_7B,
     LLAMA2_13B,
     LLAMA2_70B,
+    CODE_LLAMA2_7B,
+    CODE_LLAMA2_13B,
+    CODE_LLAMA2_34B,
+    CODE_LLAMA2_70B,
     LLAMA3_8B,
     LLAMA3_70B,
     LLAMA3_1_8B,
@@ -157,4 +213,58 @@ PRESETS = (
     LLAMA3_1_405B,
     LLAMA3_2_1B,
     LLAMA3_2_3B,
+)
+
+TINY = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 56,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+# torchtune's generic builders: what they take by position, and their defaults.
+SHAPE = ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "embed_dim", "max_seq_len")
+LLAMA3_DEFAULTS = {"attn_dropout": 0.0, "rope_base": 500_000, "intermediate_dim": None, "norm_eps": 1e-5}
+
+# https://github.com/facebookresearch/fairseq2/blob/main/src/fairseq2/models/llama/config.py: fields and defaults, those
+# of the first LLaMA 7B.
+FAIRSEQ2_DEFAULTS = {
+    "model_dim": 4096,
+    "max_seq_len": 2048,
+    "vocab_size": 32000,
+    "pad_idx": None,
+    "tied_embeddings": False,
+    "num_layers": 32,
+    "num_attn_heads": 32,
+    "num_key_value_heads": 32,
+    "ffn_inner_dim": 4096 * 4,
+    "ffn_inner_dim_scale": 2 / 3,
+    "ffn_inner_dim_multiplier": 1.0,
+    "ffn_inner_dim_multiple_of": 256,
+    "rope_theta": 10000.0,
+    "use_scaled_rope": False,
+    "dropout_p": 0.0,
+    "init_std": None,
+    "init_std_scale": "layer",
+    "shard_embed_dim": True,
+}
+
+# https://github.com/meta-llama/llama-models/blob/main/models/llama3/tokenizer.py
+LLAMA3_RANKS = RankLayout(
+    ranks=128_000,
+    split_regex=(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    special_tokens=(
+        *("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"),
+        *("<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>"),
+        *("<|eot_id|>", "<|python_tag|>", "<|image|>"),
+        *(f"<|reserved_special_token_{index}|>" for index in range(2, 246)),
+    ),
 )
