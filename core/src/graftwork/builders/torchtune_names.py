@@ -153,7 +153,8 @@ def generic_builders(  # noqa: PLR0913 (a declaration)
     plain = _parameters([*required, *defaults.items()])
     by_keyword = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in plain]
     dora = [("use_dora", False)] if latest else []
-    tail = ["lora_rank", "lora_alpha", ("lora_dropout", 0.0), *dora, ("quantize_base", False)]
+    tail: list[str | tuple[str, Any]] = ["lora_rank", "lora_alpha", ("lora_dropout", 0.0), *dora]
+    tail.append(("quantize_base", False))
     more = [*_lora_head(lora_output), *by_keyword, *_parameters(tail, Parameter.KEYWORD_ONLY)]
     return (
         _function(name, f"A {name} of any size with fresh weights.", plain, lambda given: fresh_model(config(given))),

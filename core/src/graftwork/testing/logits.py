@@ -38,7 +38,8 @@ def logits_comparison(
         _fill(model, weights)
         with torch.no_grad():
             found, expected = model(input_ids).logits, reference(weights, described, input_ids)
-        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+        size = max(1.0, float(expected.abs().max()))  # float32 rounds to a part of the largest logit
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * size)
 
     return compare
 
