@@ -63,8 +63,7 @@ def test_the_tokenizer_is_one_of_llama_3s_kind(tokenizer_folder: Path) -> None:
     assert tokenizer("a").input_ids[0] == tokenizer.bos_token_id == 0
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length) == (1, 2, 128)
     turns = [{"role": "user", "content": "fox?"}, {"role": "assistant", "content": "dog."}]
-    encoded = encode_chat(turns, tokenizer=tokenizer)
-    trained = [token for token, learned in zip(encoded.input_ids, encoded.trained, strict=True) if learned]
+    trained = [token for token, learned in zip(*encode_chat(turns, tokenizer=tokenizer), strict=True) if learned]
     assert tokenizer.decode(trained) == "dog.<|eot_id|>"
 
 
@@ -72,10 +71,10 @@ def test_a_model_is_asked_with_the_tokens_it_was_trained_on(tokenizer_folder: Pa
     tokenizer = build_tokenizer(ModelParams(model_name=str(tokenizer_folder), chat_template="llama3-instruct"))
     question = [{"role": "user", "content": "What does `fox` do?"}]
     for answer in ("dog.", "'dog'", "The fox"):
-        trained = encode_chat([*question, {"role": "assistant", "content": answer}], tokenizer=tokenizer)
+        ids, trained = encode_chat([*question, {"role": "assistant", "content": answer}], tokenizer=tokenizer)
         prompt = render_chat(question, template=None, tokenizer=tokenizer, add_generation_prompt=True)
         asked = tokenizer(prompt, add_special_tokens=False).input_ids
-        assert trained.input_ids[: trained.turns[0][0]] == asked
+        assert ids[: trained.index(True)] == asked
 
 
 def test_the_same_texts_give_the_same_tokenizer() -> None:

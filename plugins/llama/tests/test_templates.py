@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from graftwork import build_chat_template, encode_chat, render_chat
-from graftwork.chat import check_turns, find_template
+from graftwork import build_chat_template, render_chat
+from graftwork.chat import check_turns, encode_conversation, find_template
 from graftwork.errors import DataError
 from graftwork.registry import get_registry
 from graftwork.tokenizers import stop_token_ids
@@ -87,7 +87,7 @@ def test_text_equals_the_public_templates(templates: Path, name: str, which: str
 def test_ids_and_mask_equal_transformers(name: str) -> None:
     tokenizer = small_tokenizer(name)
     for messages in (ONE, TWO, [SYSTEM, *TWO]):
-        encoded = encode_chat(messages, tokenizer=tokenizer, template=name)
+        encoded = encode_conversation(messages, tokenizer=tokenizer, template=name)
         expected = tokenizer.apply_chat_template(
             messages, chat_template=build_chat_template(name), return_dict=True, return_assistant_tokens_mask=True
         )
@@ -97,7 +97,7 @@ def test_ids_and_mask_equal_transformers(name: str) -> None:
 
 def test_answers_and_their_end_are_learnt(name: str) -> None:
     tokenizer = small_tokenizer(name)
-    encoded = encode_chat([SYSTEM, *TWO], tokenizer=tokenizer, template=name)
+    encoded = encode_conversation([SYSTEM, *TWO], tokenizer=tokenizer, template=name)
     assert [tokenizer.decode(encoded.input_ids[start:end]) for start, end in encoded.turns] == LEARNT[name]
     family = get_registry().families["llama"]
     assert check_turns(encoded, stop_token_ids(tokenizer, family=family)) == encoded

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from graftwork.chat.encode import EncodedChat, TrainTarget, check_turns, encode_chat, prompt_mismatch
+from graftwork.chat.encode import (
+    EncodedChat,
+    TrainTarget,
+    check_turns,
+    encode_chat,
+    encode_conversation,
+    encode_prompt,
+    prompt_mismatch,
+    token_roles,
+)
 from graftwork.chat.render import render_chat
 from graftwork.chat.template import TemplateSource, find_template
 
@@ -12,7 +21,10 @@ __all__ = [
     "TrainTarget",
     "check_turns",
     "encode_chat",
+    "encode_conversation",
+    "encode_prompt",
     "find_template",
     "prompt_mismatch",
     "render_chat",
+    "token_roles",
 ]

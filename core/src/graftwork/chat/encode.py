@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from graftwork.chat.content import POLICIES, encode_apart, foreign_tokens, refusal
+from graftwork.chat.parts import encode_parts
 from graftwork.chat.prefix import spans_by_prefixes
-from graftwork.chat.render import Messages, plain_messages, render, require_all_roles, special_tokens
+from graftwork.chat.render import Messages, plain_messages, render, require_all_roles, special_tokens, trace
+from graftwork.chat.roles import owner_at, owners
 from graftwork.chat.template import TemplateSource, find_template
-from graftwork.errors import DataError, UsageError
+from graftwork.chat.vocabulary import hf_tokenizer, vocabulary_of
+from graftwork.errors import DataError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
+
+    from graftwork.chat.content import Foreign
+    from graftwork.chat.vocabulary import Tokens
 
 TrainTarget = Literal["all_assistant_turns", "final_assistant_turn"]
 Span = tuple[int, int]
@@ -33,48 +40,167 @@ class EncodedChat:
     ends: tuple[int, ...]
 
 
+class Written(NamedTuple):
+    """A conversation as its template writes it: the text, its tokens and its ``{% generation %}`` blocks.
+
+    ``foreign`` are the control tokens in the text that became plain text; ``messages`` and ``variables`` are what
+    the template was given.
+    """
+
+    template: TemplateSource
+    messages: list[dict[str, Any]]
+    variables: Mapping[str, Any]
+    text: str
+    tokens: Tokens
+    blocks: list[tuple[int, str]]
+    foreign: Sequence[Foreign]
+
+
 def encode_chat(
     messages: Messages,
     *,
     tokenizer: Any,
     template: TemplateSource | str | None = None,
     train_target: TrainTarget | str = "all_assistant_turns",
+    special_tokens_in_content: str = "error",
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    **variables: Any,
+) -> tuple[list[int], list[bool]]:
+    """The token ids of a conversation, and for each whether the assistant has to learn it.
+
+    The ids are those of ``tokenizer.apply_chat_template``, or of the format's own library where that encodes texts
+    and markup apart (``ChatTemplate.encoding``). ``tokenizer`` is one of ours or of transformers; ``template`` a
+    name, a file or Jinja text, None is the tokenizer's own. ``special_tokens_in_content`` says what becomes of a
+    control token in a message: it is refused (``error``), plain text (``as_text``), or a control token (``allow``).
+    A conversation without an assistant turn has nothing to learn, and every place is False.
+    """
+    written = write_chat(
+        messages,
+        tokenizer=tokenizer,
+        template=template,
+        special_tokens_in_content=special_tokens_in_content,
+        tools=tools,
+        **variables,
+    )
+    if all(message["role"] != "assistant" for message in written.messages):
+        return written.tokens.ids, [False] * len(written.tokens.ids)
+    encoded = with_mask(written, tokenizer, train_target)
+    return encoded.input_ids, encoded.trained
+
+
+def encode_conversation(
+    messages: Messages,
+    *,
+    tokenizer: Any,
+    template: TemplateSource | str | None = None,
+    train_target: TrainTarget | str = "all_assistant_turns",
+    special_tokens_in_content: str = "error",
     **variables: Any,
 ) -> EncodedChat:
-    """The ids that ``tokenizer.apply_chat_template`` gives, and which of them the assistant has to learn.
+    """As :func:`encode_chat`, with the turns that are trained; there has to be one.
 
-    Those are the tokens in the template's ``{% generation %}`` blocks; a template without them is rendered up
-    to each assistant turn instead, which has to give a prefix of the whole. Raises
-    :class:`~graftwork.errors.DataError` with the reason where there is nothing to train, a role is dropped, or
-    the turns cannot be told for certain.
+    Those are the template's ``{% generation %}`` blocks; a template without them is rendered up to each assistant
+    turn instead, which has to give a prefix of the whole. Raises :class:`~graftwork.errors.DataError` with the
+    reason where there is nothing to train, a role is dropped, or the turns cannot be told for certain.
     """
-    found = find_template(template, tokenizer)
     rows = plain_messages(messages)
     _require_assistant(rows)
+    written = write_chat(
+        rows,
+        tokenizer=tokenizer,
+        template=template,
+        special_tokens_in_content=special_tokens_in_content,
+        **variables,
+    )
+    return with_mask(written, tokenizer, train_target)
+
+
+def encode_prompt(
+    messages: Messages,
+    *,
+    tokenizer: Any,
+    template: TemplateSource | str | None = None,
+    special_tokens_in_content: str = "as_text",
+    **variables: Any,
+) -> tuple[str, list[int]]:
+    """The text and the ids of a conversation up to where the assistant's answer begins."""
+    variables = {"add_generation_prompt": True, **variables}
+    written = write_chat(
+        messages,
+        tokenizer=tokenizer,
+        template=template,
+        special_tokens_in_content=special_tokens_in_content,
+        **variables,
+    )
+    return written.text, written.tokens.ids
+
+
+def token_roles(
+    messages: Messages, *, tokenizer: Any, template: TemplateSource | str | None = None, **variables: Any
+) -> list[tuple[int, str] | None]:
+    """For each token of :func:`encode_chat`, the number of the message that it was written for and its role.
+
+    None is a token before, between or after the messages (BOS, the generation prompt), and every token where the
+    template writes its messages from inside a macro, which does not tell.
+    """
+    written = write_chat(messages, tokenizer=tokenizer, template=template, **variables)
+    _, rendering = trace(written.template, written.messages, written.variables)
+    found = owner_at(owners(rendering.visits, written.messages), written.tokens.starts)
+    return [None if index is None else (index, str(written.messages[index]["role"])) for index in found]
+
+
+def write_chat(
+    messages: Messages,
+    *,
+    tokenizer: Any,
+    template: TemplateSource | str | None = None,
+    special_tokens_in_content: str = "error",
+    **variables: Any,
+) -> Written:
+    """Renders a conversation and encodes it, without a mask."""
+    if special_tokens_in_content not in POLICIES:
+        raise UsageError(
+            f"special_tokens_in_content: {special_tokens_in_content!r} is not known; use {', '.join(POLICIES)}"
+            f"{did_you_mean(special_tokens_in_content, POLICIES)}"
+        )
+    found = find_template(template, hf_tokenizer(tokenizer))
+    rows = plain_messages(messages)
     names = {**special_tokens(tokenizer), "tools": None, "add_generation_prompt": False, **variables}
-    text, blocks = render(found, rows, names)
-    require_all_roles(found, rows, names, text)
-    encoding = encode_text(tokenizer, text)
-    spans = _marked(text, blocks)
+    write = _in_parts if found.encoding == "parts" else _whole
+    written = write(found, rows, names, tokenizer, special_tokens_in_content)
+    require_all_roles(found, rows, names, written.text)
+    return written
+
+
+def with_mask(written: Written, tokenizer: Any, train_target: TrainTarget | str) -> EncodedChat:
+    """The tokens with the mask of the assistant's turns."""
+    spans = _marked(written.text, written.blocks)
     if spans is None:
-        spans = spans_by_prefixes(found, rows, names, text, lambda part: encode_text(tokenizer, part).ids)
-    _require_single_bos(encoding.ids, tokenizer)
-    return _encoded(text, encoding, _wanted(spans, train_target))
+        spans = spans_by_prefixes(
+            written.template,
+            written.messages,
+            written.variables,
+            written.text,
+            written.tokens,
+            None if written.template.encoding == "parts" else lambda part: _beginning(written, part, tokenizer),
+        )
+    _require_single_bos(written.tokens.ids, hf_tokenizer(tokenizer))
+    return _encoded(written.text, written.tokens, _wanted(spans, train_target))
 
 
-def check_turns(encoded: EncodedChat, stop_ids: Collection[int]) -> EncodedChat:
+def check_turns(encoded: EncodedChat, stop_ids: Collection[int], tokenizer: Any = None) -> EncodedChat:
     """Raises :class:`~graftwork.errors.DataError` where a trained turn does not end in one of ``stop_ids``.
 
     Gives the same conversation without labels for the white space that some templates mark after the stop:
-    generation ends before it.
+    generation ends before it. ``tokenizer`` is for the words of the error.
     """
     trained = list(encoded.trained)
-    for (start, end), last in zip(encoded.turns, encoded.ends, strict=True):
+    for (_, end), last in zip(encoded.turns, encoded.ends, strict=True):
         if encoded.input_ids[last] not in stop_ids:
             raise DataError(
-                f"a trained assistant turn (tokens {start} to {end - 1}) ends in the token {encoded.input_ids[last]}, "
-                f"which is no stop token ({_listed(stop_ids)}): the model would not learn to stop. Use a chat template "
-                "that ends an assistant turn in the tokenizer's end-of-turn token, inside {% generation %}"
+                f"a trained assistant turn ends in the token {_listed([encoded.input_ids[last]], tokenizer)}, which is "
+                f"no stop token ({_listed(stop_ids, tokenizer)}): the model would not learn to stop. Use a chat "
+                "template that ends an assistant turn in the tokenizer's end-of-turn token, inside {% generation %}"
             )
         trained[last + 1 : end] = [False] * (end - last - 1)
     return replace(encoded, trained=trained)
@@ -89,33 +215,52 @@ def prompt_mismatch(
     in front of an answer. A tokenizer that joins the prompt's end with what follows makes them differ, and the
     model answers something it never learnt to, while every loss looks fine.
     """
-    found = find_template(template, tokenizer)
     rows = plain_messages(messages)
     first = next((index for index, row in enumerate(rows) if row["role"] == "assistant"), 0)
-    names = {**special_tokens(tokenizer), "tools": None, **variables}
-    prompt, _ = render(found, rows[:first], {**names, "add_generation_prompt": True})
-    whole, _ = render(found, rows, {**names, "add_generation_prompt": False})
-    asked, trained = encode_text(tokenizer, prompt).ids, encode_text(tokenizer, whole).ids[: len(prompt)]
+    given = {"tokenizer": tokenizer, "template": template, "special_tokens_in_content": "as_text", **variables}
+    asked = write_chat(rows[:first], **{**given, "add_generation_prompt": True}).tokens.ids if first else []
+    trained = write_chat(rows, **{**given, "add_generation_prompt": False}).tokens.ids
     shared = next((i for i, pair in enumerate(zip(asked, trained, strict=False)) if pair[0] != pair[1]), len(asked))
     if shared == len(asked):
         return None
     return (
-        f"the generation prompt of the chat template ends in the tokens {asked[shared:]} when the model is asked, but "
-        f"in {trained[shared : shared + 3]}... when it is trained: it would be asked what it never learnt. Use a "
-        "template whose prompt ends in a special token, or a tokenizer that does not join the prompt's last characters"
+        f"the generation prompt of the chat template ends in the tokens {_listed(asked[shared:], tokenizer)} when the "
+        f"model is asked, but in {_listed(trained[shared : shared + 3], tokenizer)}... when it is trained: it would be "
+        "asked what it never learnt. Use a template whose prompt ends in a special token, or a tokenizer that does not "
+        "join the prompt's last characters"
     )
 
 
-def encode_text(tokenizer: Any, text: str) -> Any:
-    """The ``tokenizers.Encoding`` of a rendered text: nothing added, padded or truncated."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise UsageError(f"{type(tokenizer).__name__} is not a fast tokenizer: chats need one with character offsets")
-    if backend.truncation is not None:
-        backend.no_truncation()
-    if backend.padding is not None:
-        backend.no_padding()
-    return backend.encode(text, add_special_tokens=False)
+# Text to tokens
+
+
+def _whole(
+    found: TemplateSource, rows: list[dict[str, Any]], names: dict[str, Any], tokenizer: Any, policy: str
+) -> Written:
+    vocabulary = vocabulary_of(tokenizer)
+    text, blocks = render(found, rows, names)
+    foreign = [] if policy == "allow" else foreign_tokens(found, {**names, "messages": rows}, text, vocabulary)
+    if foreign and policy == "error":
+        raise refusal(foreign, rows, text, vocabulary)
+    tokens = encode_apart(vocabulary, text, foreign) if foreign else vocabulary.encode(text)
+    return Written(found, rows, names, text, tokens, blocks, foreign)
+
+
+def _in_parts(
+    found: TemplateSource, rows: list[dict[str, Any]], names: dict[str, Any], tokenizer: Any, policy: str
+) -> Written:
+    text, rendering = trace(found, rows, names)
+    tokens = encode_parts(found, rendering.pieces, text, tokenizer, allow_special=policy == "allow")
+    return Written(found, rows, names, text, tokens, rendering.spans, ())
+
+
+def _beginning(written: Written, part: str, tokenizer: Any) -> list[int]:
+    """The ids of a beginning of the text."""
+    inside = [token for token in written.foreign if token.end <= len(part)]
+    return encode_apart(vocabulary_of(tokenizer), part, inside).ids
+
+
+# Tokens to the mask
 
 
 def _require_assistant(messages: Sequence[dict[str, Any]]) -> None:
@@ -155,25 +300,28 @@ def _wanted(spans: list[Span], train_target: str) -> list[Span]:
     raise UsageError(f"train_target: {train_target!r} is not known; use all_assistant_turns or final_assistant_turn")
 
 
-def _encoded(text: str, encoding: Any, spans: list[Span]) -> EncodedChat:
-    starts, ends = zip(*encoding.offsets, strict=True)
-    turns = tuple(_tokens(starts, ends, span) for span in spans)
-    trained = [False] * len(starts)
+def _encoded(text: str, tokens: Tokens, spans: list[Span]) -> EncodedChat:
+    turns = tuple(_positions(tokens, span) for span in spans)
+    trained = [False] * len(tokens.ids)
     for start, end in turns:
         trained[start:end] = [True] * (end - start)
     closing = ((start, start + len(text[start:end].rstrip())) for start, end in spans)
     return EncodedChat(
-        input_ids=encoding.ids,
+        input_ids=tokens.ids,
         trained=trained,
         turns=turns,
-        ends=tuple(max(_tokens(starts, ends, span)[1] - 1, 0) for span in closing),
+        ends=tuple(max(_positions(tokens, span)[1] - 1, 0) for span in closing),
     )
 
 
-def _tokens(starts: Sequence[int], ends: Sequence[int], span: Span) -> Span:
+def _positions(tokens: Tokens, span: Span) -> Span:
     """The positions of the tokens that share a character with ``span``; offsets never run backwards."""
-    return bisect_right(ends, span[0]), bisect_left(starts, span[1])
+    return bisect_right(tokens.ends, span[0]), bisect_left(tokens.starts, span[1])
 
 
-def _listed(ids: Collection[int]) -> str:
-    return ", ".join(map(str, sorted(ids))) or "none is known"
+def _listed(ids: Collection[int], tokenizer: Any) -> str:
+    """Ids with their texts, where a tokenizer tells them."""
+    if tokenizer is None:
+        return ", ".join(map(str, sorted(ids))) or "none is known"
+    ordered = ids if isinstance(ids, list) else sorted(ids)
+    return ", ".join(f"{index} {hf_tokenizer(tokenizer).decode([index])!r}" for index in ordered) or "none is known"

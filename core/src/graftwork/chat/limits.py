@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from graftwork.errors import UsageError
 
@@ -29,16 +29,42 @@ class TemplateLimitError(UsageError):
     """A template looped, grew or took longer than a chat template has reason to."""
 
 
-class Rendering:
-    """What one rendering has used so far, and where its ``{% generation %}`` blocks came to lie."""
+PieceKind = Literal["literal", "markup", "content"]
 
-    __slots__ = ("deadline", "emitted", "length", "spans", "steps")
+
+class Piece(NamedTuple):
+    """One output: text of the file, a ``{{ }}`` that is a constant or a special token, or any other ``{{ }}``."""
+
+    text: str
+    kind: PieceKind
+
+
+class Visit(NamedTuple):
+    """Before which character and output the loop number ``loop`` took up ``item``; None where it was done with it."""
+
+    length: int
+    piece: int
+    loop: int
+    item: Any
+
+
+class Rendering:
+    """What one rendering has used so far, and where its ``{% generation %}`` blocks came to lie.
+
+    A traced one also notes each output in ``pieces``, the outputs of each block in ``blocks``, and in ``visits``
+    where a loop took up which of its items.
+    """
+
+    __slots__ = ("blocks", "deadline", "emitted", "length", "pieces", "spans", "steps", "visits")
 
     def __init__(self) -> None:
         self.steps = 0
         self.emitted = 0
         self.length = 0
         self.spans: list[tuple[int, str]] = []
+        self.pieces: list[Piece] = []
+        self.blocks: list[tuple[int, int]] = []
+        self.visits: list[Visit] = []
         self.deadline = time.monotonic() + MAX_SECONDS
 
     def tick(self) -> None:

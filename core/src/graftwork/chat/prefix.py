@@ -2,20 +2,23 @@
 
 What the template writes for the messages before a turn, with the generation prompt, is what the model is given;
 what comes after it, up to the end of the turn, is what it has to write. Both must be prefixes of the whole
-text, and the tokens of the first a prefix of its tokens. Where that does not hold the turns are not known.
+text, and end where a token ends. That the text between them is the turn's, and only the turn's, is tried on a
+conversation of the same shape with a word of its own for each message: a template that writes the messages in
+another order could give prefixes by chance. Where anything of this does not hold the turns are not known.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from graftwork.chat.render import render
+from graftwork.chat.render import probe_messages, probe_word, render
 from graftwork.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from graftwork.chat.template import TemplateSource
+    from graftwork.chat.vocabulary import Tokens
 
 Span = tuple[int, int]
 
@@ -25,20 +28,37 @@ def spans_by_prefixes(
     messages: list[dict[str, Any]],
     variables: Mapping[str, Any],
     text: str,
-    encode: Callable[[str], list[int]],
+    tokens: Tokens,
+    encode: Callable[[str], list[int]] | None,
 ) -> list[Span]:
-    """The character spans of the assistant's turns in ``text``, which ``encode`` gives the token ids of.
+    """The character spans of the assistant's turns in ``text``, whose tokens are ``tokens``.
 
-    Raises :class:`~graftwork.errors.DataError` with the reason where they cannot be told for certain.
+    ``encode`` gives the ids of a beginning of the text; None where its pieces are encoded apart. Raises
+    :class:`~graftwork.errors.DataError` with the reason where the turns cannot be told for certain.
     """
-    spans = []
-    ids = encode(text)
+    spans = _spans(template, messages, variables, text)
+    for index, (start, end) in spans.items():
+        if encode is not None and tokens.ids[: len(begun := encode(text[:start]))] != begun:
+            raise _unknown(
+                template, index, f"its first token merges with the prompt before it ({text[:start][-20:]!r})"
+            )
+        for place, what in ((start, "first"), (end, "last")):
+            if any(first < place < last for first, last in zip(tokens.starts, tokens.ends, strict=True)):
+                raise _unknown(template, index, f"its {what} token merges with the text beside it")
+    _require_own_words(template, messages, variables)
+    return list(spans.values())
+
+
+def _spans(
+    template: TemplateSource, messages: list[dict[str, Any]], variables: Mapping[str, Any], text: str
+) -> dict[int, Span]:
+    spans = {}
     for index in (i for i, message in enumerate(messages) if message["role"] == "assistant"):
         before = _prefix(template, messages[:index], {**variables, "add_generation_prompt": True}, text, index)
-        after = _prefix(template, messages[: index + 1], variables, text, index)
-        if ids[: len(begun := encode(before))] != begun:
-            raise _unknown(template, index, f"its first token merges with the prompt before it ({before[-20:]!r})")
-        spans.append((len(before), len(after)))
+        after = _prefix(template, messages[: index + 1], {**variables, "add_generation_prompt": False}, text, index)
+        if len(after) < len(before):
+            raise _unknown(template, index, "the generation prompt is longer than the turn with what is before it")
+        spans[index] = (len(before), len(after))
     return spans
 
 
@@ -56,6 +76,23 @@ def _prefix(
             template, index, f"what is rendered up to there ends in {part[-30:]!r}, and the whole goes on otherwise"
         )
     return part
+
+
+def _require_own_words(template: TemplateSource, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> None:
+    probes = probe_messages(messages)
+    try:
+        text, _ = render(template, probes, variables)
+        spans = _spans(template, probes, variables, text)
+    except DataError:
+        return  # it refuses or changes such texts, which says nothing of the real ones
+    words = {index: probe_word(index) for index, message in enumerate(messages) if message.get("content")}
+    for index, (start, end) in spans.items():
+        turn = text[start:end]
+        other = next((messages[i]["role"] for i, word in words.items() if i != index and word in turn), None)
+        if other is not None:
+            raise _unknown(template, index, f"it writes the text of a {other} message there")
+        if index in words and words[index] not in turn and words[index] in text:
+            raise _unknown(template, index, "it writes the text of that message elsewhere")
 
 
 def _unknown(template: TemplateSource, index: int, reason: str) -> DataError:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jinja2
 
 from graftwork.chat import sandbox
-from graftwork.chat.limits import TemplateLimitError
+from graftwork.chat.limits import Rendering, TemplateLimitError
 from graftwork.chat.template import TemplateSource, find_template
+from graftwork.chat.vocabulary import hf_tokenizer
 from graftwork.errors import DataError, UsageError
 from graftwork.messages import ContentItem, Conversation, Message, Type
 
@@ -35,7 +37,7 @@ def render_chat(
     ``variables`` are further names that the template may use, beside the tokenizer's special tokens. Raises
     :class:`~graftwork.errors.DataError` where the template refuses the conversation or leaves a role out.
     """
-    found = find_template(template, tokenizer)
+    found = find_template(template, hf_tokenizer(tokenizer))
     names = {**special_tokens(tokenizer), "tools": tools, "add_generation_prompt": add_generation_prompt, **variables}
     rows = plain_messages(messages)
     text, _ = render(found, rows, names)
@@ -47,8 +49,26 @@ def render(
     template: TemplateSource, messages: list[dict[str, Any]], variables: Mapping[str, Any]
 ) -> tuple[str, list[tuple[int, str]]]:
     """The text and the ``{% generation %}`` blocks; what goes wrong is raised as an error for the user."""
+    with _told(template, messages):
+        return sandbox.render(template.source, _names(messages, variables))
+
+
+def trace(
+    template: TemplateSource, messages: list[dict[str, Any]], variables: Mapping[str, Any]
+) -> tuple[str, Rendering]:
+    """As :func:`render`, with the pieces that the text was written in, and for which message."""
+    with _told(template, messages):
+        return sandbox.trace(template.source, _names(messages, variables))
+
+
+def _names(messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> dict[str, Any]:
+    return {"documents": None, **_plain(variables), "messages": messages}
+
+
+@contextmanager
+def _told(template: TemplateSource, messages: list[dict[str, Any]]) -> Iterator[None]:
     try:
-        return sandbox.render(template.source, {"documents": None, **_plain(variables), "messages": messages})
+        yield
     except TemplateLimitError as error:
         raise UsageError(f"chat template {template.label} was stopped: {error}; use another template") from None
     except jinja2.exceptions.SecurityError as error:
@@ -70,7 +90,7 @@ def render(
 
 def special_tokens(tokenizer: Any) -> dict[str, str]:
     """The named special tokens of the tokenizer (``bos_token``, ...) that it has; texts."""
-    return {} if tokenizer is None else dict(tokenizer.special_tokens_map)
+    return {} if tokenizer is None else dict(hf_tokenizer(tokenizer).special_tokens_map)
 
 
 def plain_messages(messages: Messages) -> list[dict[str, Any]]:
@@ -136,27 +156,34 @@ def require_all_roles(
         return
     words = _probe(template, messages, variables)
     for index, message in enumerate(messages):
-        if message in missing and words is not None and _word(index) not in words:
+        if message in missing and words is not None and probe_word(index) not in words:
             raise DataError(
                 f"chat template {template.label} drops the {message['role']} message number {index + 1} without a "
                 f"word; choose a template that renders the role '{message['role']}', or leave such messages out"
             )
 
 
+def probe_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same conversation with a word of its own (:func:`probe_word`) for each message's text."""
+    return [
+        {**message, "content": _in_place(message, probe_word(index))} if message.get("content") else message
+        for index, message in enumerate(messages)
+    ]
+
+
+def probe_word(index: int) -> str:
+    return f"zq{index}qz"
+
+
 def _probe(template: TemplateSource, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str | None:
-    probes = [{**message, "content": _in_place(message, _word(index))} for index, message in enumerate(messages)]
     try:
-        return render(template, probes, variables)[0]
+        return render(template, probe_messages(messages), variables)[0]
     except DataError:
         return None
 
 
 def _in_place(message: Mapping[str, Any], word: str) -> Any:
     return [{"type": "text", "text": word}] if isinstance(message.get("content"), list) else word
-
-
-def _word(index: int) -> str:
-    return f"zq{index}qz"
 
 
 def _texts(message: Mapping[str, Any]) -> Iterable[str]:

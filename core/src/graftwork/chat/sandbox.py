@@ -15,13 +15,13 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2.utils import Namespace, pass_context
 
 from graftwork.chat import limits
 from graftwork.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from jinja2.parser import Parser
     from jinja2.runtime import Context, Macro
@@ -38,10 +38,12 @@ class _Generation(Extension):
         return nodes.CallBlock(self.call_method("_note"), [], [], body).set_lineno(line)
 
     def _note(self, caller: Macro) -> str:
-        text = str(caller())
         rendering = limits.CURRENT.get()
+        first = len(rendering.pieces) if rendering is not None else 0
+        text = str(caller())
         if rendering is not None:
             rendering.spans.append((rendering.length, text))
+            rendering.blocks.append((first, len(rendering.pieces)))
         return text
 
 
@@ -84,13 +86,36 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call(__context, __obj, *args, **kwargs)
 
 
+class _TracedEnvironment(_Environment):
+    """Notes every output and every item of a loop as it comes."""
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> Any:
+        tree = super()._parse(source, name, filename)
+        for output in _straight_outputs(tree):
+            output.nodes = [_noted(node) for node in output.nodes]
+        for number, loop in enumerate(tree.find_all(nodes.For)):
+            if isinstance(loop.target, nodes.Name):
+                item = nodes.Name(loop.target.name, "load")
+                loop.body = [_visit(number, item), *loop.body, _visit(number, nodes.Const(None))]
+        return tree
+
+
 def render(source: str, variables: Mapping[str, Any]) -> tuple[str, list[tuple[int, str]]]:
     """The text, and for each ``{% generation %}`` block where it begins in it and its own text.
 
     A block whose output a macro or a filter held back does not lie where it is said to: the caller compares.
     Raises what Jinja raises, and :class:`~graftwork.chat.limits.TemplateLimitError`.
     """
-    template = compiled(source)
+    text, rendering = _rendered(compiled(source), variables)
+    return text, rendering.spans
+
+
+def trace(source: str, variables: Mapping[str, Any]) -> tuple[str, limits.Rendering]:
+    """As :func:`render`, with all that a traced rendering notes."""
+    return _rendered(compiled(source, traced=True), variables)
+
+
+def _rendered(template: jinja2.Template, variables: Mapping[str, Any]) -> tuple[str, limits.Rendering]:
     rendering = limits.Rendering()
     token = limits.CURRENT.set(rendering)
     pieces = []
@@ -101,14 +126,14 @@ def render(source: str, variables: Mapping[str, Any]) -> tuple[str, list[tuple[i
             limits.measured(rendering.length)
     finally:
         limits.CURRENT.reset(token)
-    return "".join(pieces), rendering.spans
+    return "".join(pieces), rendering
 
 
 @lru_cache(maxsize=64)
-def compiled(source: str) -> jinja2.Template:
+def compiled(source: str, traced: bool = False) -> jinja2.Template:
     """The compiled template; raises :class:`UsageError` with the line where its syntax is wrong."""
     try:
-        template: jinja2.Template = _environment().from_string(source)
+        template: jinja2.Template = _environment(traced).from_string(source)
         return template
     except jinja2.TemplateSyntaxError as error:
         lines = source.splitlines()
@@ -118,15 +143,19 @@ def compiled(source: str) -> jinja2.Template:
         ) from None
 
 
-@lru_cache(maxsize=1)
-def _environment() -> _Environment:
-    environment = _Environment(
+@lru_cache(maxsize=2)
+def _environment(traced: bool) -> _Environment:
+    kind = _TracedEnvironment if traced else _Environment
+    environment = kind(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=limits.emitted
     )
     environment.filters = {name: limits.guarded(name, function) for name, function in environment.filters.items()}
     environment.filters["tojson"] = limits.guarded("tojson", _tojson)
+    environment.filters["from_json"] = limits.guarded("from_json", _from_json)
     environment.filters["_watch"] = limits.watch
     environment.filters["_concat"] = limits.join_texts
+    environment.filters["_written"] = _written
+    environment.filters["_visited"] = _visited
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = strftime_now
     environment.globals["dict"] = _plain_dict
@@ -150,6 +179,50 @@ def _measured_concat(node: nodes.Concat) -> nodes.Filter:
     return nodes.Filter(nodes.List(node.nodes), "_concat", [], [], None, None, lineno=node.lineno)
 
 
+def _straight_outputs(node: nodes.Node) -> Iterator[nodes.Output]:
+    """What is written to the text as it comes: no macro, filter or ``{% set %}`` block holds it back."""
+    for child in node.iter_child_nodes():
+        if isinstance(child, nodes.Output):
+            yield child
+        elif not isinstance(child, (nodes.Macro, nodes.AssignBlock, nodes.FilterBlock)):
+            yield from _straight_outputs(child)
+
+
+def _noted(node: nodes.Expr) -> nodes.Expr:
+    kind = "markup" if _is_markup(node) else "content"
+    if isinstance(node, nodes.TemplateData):
+        node, kind = nodes.Const(node.data), "literal"
+    return nodes.Filter(node, "_written", [nodes.Const(kind)], [], None, None, lineno=node.lineno)
+
+
+def _is_markup(node: nodes.Node) -> bool:
+    """Whether the output is the template's own text: a constant, a special token, or a choice between such."""
+    if isinstance(node, nodes.CondExpr):
+        return _is_markup(node.expr1) and (node.expr2 is None or _is_markup(node.expr2))
+    return all(
+        name.name.endswith("_token") for name in (node, *node.find_all(nodes.Name)) if isinstance(name, nodes.Name)
+    )
+
+
+def _visit(loop: int, item: nodes.Expr) -> nodes.ExprStmt:
+    return nodes.ExprStmt(nodes.Filter(item, "_visited", [nodes.Const(loop)], [], None, None))
+
+
+@pass_context
+def _written(context: Context, value: Any, kind: limits.PieceKind) -> Any:
+    rendering = limits.CURRENT.get()
+    if rendering is not None:
+        rendering.pieces.append(limits.Piece(str(value), kind))
+    return value
+
+
+@pass_context
+def _visited(context: Context, item: Any, loop: int) -> None:
+    rendering = limits.CURRENT.get()
+    if rendering is not None:
+        rendering.visits.append(limits.Visit(rendering.length, len(rendering.pieces), loop, item))
+
+
 def _refuse_private(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
         raise jinja2.exceptions.SecurityError(
@@ -170,6 +243,16 @@ def _tojson(
 ) -> str:
     """JSON as it is: Jinja's own filter escapes HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _from_json(text: Any) -> Any:
+    """The value that ``text`` is the JSON of; other text is its own value. The template asks first whether there
+    is such a filter: transformers has none.
+    """
+    try:
+        return json.loads(text)
+    except (TypeError, json.JSONDecodeError):
+        return text
 
 
 def strftime_now(format: str) -> str:

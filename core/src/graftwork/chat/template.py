@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from graftwork.errors import UsageError
 
@@ -20,12 +20,15 @@ DEFAULT = "default"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateSource:
-    """A template's Jinja text, what it is called, where it came from, and the texts that end a turn in it."""
+    """A template's Jinja text, what it is called, where it came from, the texts that end a turn in it, and whether
+    its outputs become tokens as one text or each on its own.
+    """
 
     source: str
     name: str | None
     origin: str
     stop: tuple[str, ...] = ()
+    encoding: Literal["whole", "parts"] = "whole"
 
     @property
     def label(self) -> str:
@@ -98,8 +101,13 @@ def _registered(name: str) -> TemplateSource:
 
 @lru_cache(maxsize=64)
 def _of_record(record: ChatTemplate) -> TemplateSource:
-    source = record.path.read_text("utf-8")
-    return TemplateSource(source=source, name=record.name, origin=f"the template {record.name}", stop=record.stop)
+    return TemplateSource(
+        source=record.path.read_text("utf-8"),
+        name=record.name,
+        origin=f"the template {record.name}",
+        stop=record.stop,
+        encoding=record.encoding,
+    )
 
 
 @lru_cache(maxsize=64)
@@ -112,5 +120,5 @@ def _recognised(source: str, origin: str) -> TemplateSource:
     for name in (templates := get_registry().chat_templates):
         known = _of_record(templates[name])
         if known.source == source:
-            return TemplateSource(source=source, name=known.name, origin=origin, stop=known.stop)
+            return replace(known, origin=origin)
     return TemplateSource(source=source, name=None, origin=origin)

@@ -91,7 +91,7 @@ def chat_encoder(
     Every trained turn must end in a stop token: a model that never learns to stop is the commonest silent
     failure of fine-tuning. ``variables`` are the template's (``model.chat_template_kwargs``).
     """
-    from graftwork.chat import check_turns, encode_chat, prompt_mismatch
+    from graftwork.chat import check_turns, encode_conversation, prompt_mismatch
 
     asked: list[str | None] = []  # what the trial of the generation prompt said, once there was a conversation
 
@@ -102,8 +102,10 @@ def chat_encoder(
                 asked.append(prompt_mismatch(conversation, tokenizer=tokenizer, **variables))
                 if asked[0]:
                     logger.warning("%s: %s", row.where, asked[0])
-            encoded = encode_chat(conversation, tokenizer=tokenizer, train_target=split.train_target, **variables)
-            encoded = check_turns(encoded, stop_ids)
+            encoded = encode_conversation(
+                conversation, tokenizer=tokenizer, train_target=split.train_target, **variables
+            )
+            encoded = check_turns(encoded, stop_ids, tokenizer)
         except DataError as error:
             raise DataError(f"{row.where}: {error}") from None
         return Sample(np.asarray(encoded.input_ids, np.int32), np.asarray(encoded.trained, np.bool_), row.where)

@@ -1,0 +1,133 @@
+"""A tokenizer as conversations need it: which texts are control tokens, and text that none of them is parsed in."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from graftwork.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Parts(NamedTuple):
+    """What control tokens can begin and end with, the whole ones left out, and how long the longest is."""
+
+    beginnings: frozenset[str]
+    endings: frozenset[str]
+    longest: int
+
+
+class Tokens(NamedTuple):
+    """Token ids, and for each where its characters begin and end in the text."""
+
+    ids: list[int]
+    starts: list[int]
+    ends: list[int]
+
+
+def hf_tokenizer(tokenizer: Any) -> Any:
+    """The transformers tokenizer of ``tokenizer``, which may be one already, or have one as ``hf``; None stays None."""
+    if tokenizer is None or hasattr(tokenizer, "backend_tokenizer"):
+        return tokenizer
+    return getattr(tokenizer, "hf", tokenizer)
+
+
+def vocabulary_of(tokenizer: Any) -> Vocabulary:
+    """The vocabulary of ``tokenizer``; made once, and again when tokens were added to it."""
+    hf = hf_tokenizer(tokenizer)
+    backend = getattr(hf, "backend_tokenizer", None)
+    if backend is None:
+        raise UsageError(f"{type(tokenizer).__name__} is not a fast tokenizer: chats need one with character offsets")
+    size = backend.get_vocab_size()
+    known = _KNOWN.get(hf)
+    if known is None or known.size != size:
+        known = _KNOWN[hf] = Vocabulary(backend, frozenset(hf.all_special_tokens), size)
+    return known
+
+
+class Vocabulary:
+    """The control tokens of a tokenizer, and its encoders. A control token is one that was added as special, or
+    that has a role (BOS, EOS, ...).
+    """
+
+    def __init__(self, backend: Any, named: frozenset[str], size: int) -> None:
+        self.backend = backend
+        self.size = size
+        added = backend.get_added_tokens_decoder().items()
+        self.control: dict[str, int] = {
+            token.content: index for index, token in added if token.special or token.content in named
+        }
+        self.control_ids = frozenset(self.control.values())
+        longest_first = sorted(self.control, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self.expected: dict[Any, list[str] | None] = {}
+
+    def encode(self, text: str) -> Tokens:
+        """The ids of ``text`` as transformers gives them: nothing added, padded or truncated."""
+        return _tokens(self.backend, text)
+
+    def encode_plain(self, text: str, *, within: bool) -> Tokens:
+        """The ids of ``text`` with no control token parsed in it; ``within``: as what follows a control token."""
+        if not within:
+            return _tokens(self._plain, text)
+        front = len(self._stop)
+        ids, starts, ends = _tokens(self._plain, self._stop + text)
+        return Tokens(ids[1:], [start - front for start in starts[1:]], [end - front for end in ends[1:]])
+
+    @cached_property
+    def parts(self) -> Parts:
+        return Parts(
+            beginnings=frozenset(token[:end] for token in self.control for end in range(1, len(token))),
+            endings=frozenset(token[start:] for token in self.control for start in range(1, len(token))),
+            longest=max(map(len, self.control), default=0),
+        )
+
+    @cached_property
+    def _stop(self) -> str:
+        """The text of a token that only :attr:`_plain` has, and that nobody else knows of: ids after it are those
+        in the middle of a text, where some tokenizers write no space in front.
+        """
+        return f"\ufdd0{secrets.token_hex(8)}\ufdd1"
+
+    @cached_property
+    def _plain(self) -> Any:
+        """The tokenizer without its control tokens."""
+        from tokenizers import AddedToken, Tokenizer
+
+        described = json.loads(self.backend.to_str())
+        described["added_tokens"] = [
+            token for token in described["added_tokens"] if token["content"] not in self.control
+        ]
+        described["post_processor"] = None
+        plain = Tokenizer.from_str(json.dumps(described))
+        plain.add_tokens([AddedToken(self._stop, normalized=False)])
+        return plain
+
+
+_KNOWN: WeakKeyDictionary[Any, Vocabulary] = WeakKeyDictionary()
+
+
+def piece_encoders(tokenizer: Any) -> tuple[Callable[[str], list[int]], Callable[[str], int | None]]:
+    """The encoder of plain text and the finder of control ids: the tokenizer's own, where it brings them."""
+    if hasattr(tokenizer, "encode_ordinary") and hasattr(tokenizer, "control_id"):
+        return tokenizer.encode_ordinary, tokenizer.control_id
+    vocabulary = vocabulary_of(tokenizer)
+    return lambda text: vocabulary.encode_plain(text, within=False).ids, vocabulary.control.get
+
+
+def _tokens(backend: Any, text: str) -> Tokens:
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    encoding = backend.encode(text, add_special_tokens=False)
+    if not encoding.ids:
+        return Tokens([], [], [])
+    starts, ends = zip(*encoding.offsets, strict=True)
+    return Tokens(encoding.ids, list(starts), list(ends))
