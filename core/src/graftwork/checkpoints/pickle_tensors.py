@@ -253,7 +253,10 @@ _CALLS: Mapping[str, Callable[..., Any]] = {
 
 
 def _said(value: Any) -> str:
-    return value.name if isinstance(value, _Named) else f"a {type(value).__name__.strip('_').lower()}"
+    if isinstance(value, _Named):
+        return value.name
+    kind = type(value).__name__.strip("_").lower()
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def _numbers(value: Any) -> list[int | None]:
@@ -287,7 +290,7 @@ def _tensors_of(value: Any, path: Path) -> dict[str, _Tensor]:
             break
         value = inner[0]
     if not isinstance(value, dict):
-        raise ModelError(f"{path}: it holds a {_said(value)}, not tensors by name; {REMEDY}")
+        raise ModelError(f"{path}: it holds {_said(value)}, not tensors by name; {REMEDY}")
     for name, item in value.items():
         if not isinstance(name, str) or not isinstance(item, _Tensor):
             raise ModelError(
