@@ -50,6 +50,13 @@ DECODER_FREEZE_ALIASES: Mapping[str, str] = {
     "layers": "model.layers",
     "output": "lm_head",
 }
+DECODER: Mapping[str, Any] = {
+    "lora_targets": DECODER_LORA_TARGETS,
+    "default_lora_roles": DECODER_LORA_ROLES,
+    "freeze_aliases": DECODER_FREEZE_ALIASES,
+    "segment_attention": True,
+}
+"""What a family of usual decoders is declared with: ``ModelFamily(name=..., **DECODER)``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

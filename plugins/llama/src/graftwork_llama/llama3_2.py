@@ -1,7 +1,5 @@
 """Llama 3.2 under torchtune's names, as transformers models with fresh weights."""
 
-from __future__ import annotations
-
 from graftwork.builders.torchtune_names import builders
 from graftwork_llama.presets import LLAMA3_2_1B, LLAMA3_2_3B
 

@@ -21,8 +21,8 @@ _LLAMA2 = {
     "eos_token_id": 2,
 }
 # Code Llama paper (https://arxiv.org/abs/2308.12950), section 2.4: base 1e6, trained on 16,384 tokens. params.json and
-# config.json say the same: https://huggingface.co/codellama/CodeLlama-7b-hf/blob/main/config.json. The vocabulary has 16
-# more tokens where infilling was trained: 7B, 13B and 70B, and not 34B nor the Python ones of 7B, 13B and 34B.
+# config.json say the same: https://huggingface.co/codellama/CodeLlama-7b-hf/blob/main/config.json. The vocabulary has
+# 16 more tokens where infilling was trained: 7B, 13B and 70B, and not 34B nor the Python ones of 7B, 13B and 34B.
 _CODE_LLAMA2 = {
     **_LLAMA2,
     "vocab_size": 32016,
@@ -214,6 +214,13 @@ PRESETS = (
     LLAMA3_2_1B,
     LLAMA3_2_3B,
 )
+
+# Llama 3's: https://github.com/meta-llama/llama-models/blob/main/models/llama3/tokenizer.py
+SPECIAL_TOKENS = {
+    "bos_token": "<|begin_of_text|>",
+    "eos_token": "<|end_of_text|>",
+    "pad_token": "<|finetune_right_pad_id|>",
+}
 
 TINY = {
     "vocab_size": 128,
