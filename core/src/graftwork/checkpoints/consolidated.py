@@ -1,0 +1,165 @@
+"""What Meta's and Mistral's files have in common: the names in ``consolidated.*`` and the numbers in ``params.json``.
+
+A family whose published files are of this kind makes its key map with :func:`consolidated_map` and says what is its
+own. Sources: the ModelArgs and Transformer of github.com/meta-llama/llama-models (models/llama3), the TransformerArgs
+of github.com/mistralai/mistral-inference. Torch-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from graftwork.checkpoints.keymap import KeyMap, Rule
+from graftwork.errors import ModelError
+
+Values = Mapping[str, Any]
+Layout = Literal["meta", "mistral"]
+
+_LAYER, _THEIR_LAYER = "model.layers.{}.", "layers.{}."
+_MULTIPLES = (256, 4096, 1024, 512, 2048, 128, 64, 32, 16, 8, 4, 2, 1)
+
+
+def consolidated_map(
+    *,
+    layout: Layout,
+    model_type: str,
+    to_config: Callable[[Values], Mapping[str, Any]] | None = None,
+    to_params: Callable[[Values], Mapping[str, Any]] | None = None,
+    fits: Callable[[Values], bool] | None = None,
+    embedding_split: int | Callable[[Values], int] = 0,
+    experts: bool = False,
+) -> KeyMap:
+    """The key map of a decoder whose files are ``consolidated.*`` beside ``params.json``.
+
+    ``layout`` is the dialect of ``params.json``: Meta derives the width of the feed-forward layer (``multiple_of``),
+    Mistral states it. ``to_config`` and ``to_params`` give what a family has beyond the shared numbers, over them; a
+    value None in ``to_params`` takes a shared one out. ``embedding_split`` is the dimension along which
+    model-parallel files split the embeddings (a function of the configuration where sizes differ in it). ``experts``
+    adds Mixtral's mixture, whose model type ``to_config`` sets.
+    """
+
+    def config_of(params: Values) -> dict[str, Any]:
+        return {"model_type": model_type, **shared_config(params), **(to_config(params) if to_config else {})}
+
+    def params_of(config: Values) -> dict[str, Any]:
+        values = {**shared_params(config, layout), **(to_params(config) if to_params else {})}
+        return {key: value for key, value in values.items() if value is not None}
+
+    return KeyMap(
+        rules=consolidated_rules(embedding_split=embedding_split, experts=experts),
+        to_config=config_of,
+        to_params=params_of,
+        derived=("rope.freqs", "layers.{}.attention.inner_attention.rope.freqs"),
+        tied=("output.weight", "tok_embeddings.weight"),
+        writes_tied_head=layout == "meta",
+        fits=fits or (lambda params: states_width(params) == (layout == "mistral")),
+    )
+
+
+def consolidated_rules(*, embedding_split: int | Callable[[Values], int], experts: bool) -> tuple[Rule, ...]:
+    """The names, in the order of the transformers model."""
+    heads, groups = "num_attention_heads", "num_key_value_heads"
+    layer = (
+        _in_layer("attention.wq.weight", "self_attn.q_proj.weight", split=0, rope_heads=heads),
+        _in_layer("attention.wk.weight", "self_attn.k_proj.weight", split=0, rope_heads=groups),
+        _in_layer("attention.wv.weight", "self_attn.v_proj.weight", split=0),
+        _in_layer("attention.wo.weight", "self_attn.o_proj.weight", split=1),
+        _in_layer("feed_forward.w1.weight", "mlp.gate_proj.weight", split=0),
+        _in_layer("feed_forward.w3.weight", "mlp.up_proj.weight", split=0),
+        _in_layer("feed_forward.w2.weight", "mlp.down_proj.weight", split=1),
+        *(_EXPERTS if experts else ()),
+        _in_layer("attention_norm.weight", "input_layernorm.weight"),
+        _in_layer("ffn_norm.weight", "post_attention_layernorm.weight"),
+    )
+    return (
+        Rule(theirs="tok_embeddings.weight", hf="model.embed_tokens.weight", split=embedding_split),
+        *layer,
+        Rule(theirs="norm.weight", hf="model.norm.weight"),
+        Rule(theirs="output.weight", hf="lm_head.weight", split=0),
+    )
+
+
+def _in_layer(theirs: str, hf: str, *, split: int | None = None, rope_heads: str | None = None) -> Rule:
+    return Rule(theirs=_THEIR_LAYER + theirs, hf=_LAYER + hf, split=split, rope_heads=rope_heads)
+
+
+_EXPERTS = (
+    _in_layer("feed_forward.gate.weight", "block_sparse_moe.gate.weight"),
+    _in_layer("feed_forward.experts.{}.w1.weight", "block_sparse_moe.experts.{}.w1.weight", split=0),
+    _in_layer("feed_forward.experts.{}.w2.weight", "block_sparse_moe.experts.{}.w2.weight", split=1),
+    _in_layer("feed_forward.experts.{}.w3.weight", "block_sparse_moe.experts.{}.w3.weight", split=0),
+)
+
+
+# params.json
+
+
+def states_width(params: Values) -> bool:
+    """Whether ``params.json`` states the width of the feed-forward layer, as Mistral's do and Meta's do not."""
+    return "hidden_dim" in params
+
+
+def shared_config(params: Values) -> dict[str, Any]:
+    """The values of ``config.json`` that both dialects say. Raises :class:`ModelError` for what is missing."""
+    if lacking := [key for key in ("dim", "n_layers", "n_heads") if key not in params]:
+        raise ModelError(f"params.json: {', '.join(lacking)} is not in it, so the architecture is unknown")
+    values = {
+        "hidden_size": params["dim"],
+        "intermediate_size": params.get("hidden_dim") or _width(params),
+        "num_hidden_layers": params["n_layers"],
+        "num_attention_heads": params["n_heads"],
+        "num_key_value_heads": params.get("n_kv_heads") or params["n_heads"],
+        "head_dim": params.get("head_dim") or params["dim"] // params["n_heads"],
+        "rms_norm_eps": params.get("norm_eps", 1e-5),
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(params.get("rope_theta") or 10000.0)},
+        "tie_word_embeddings": bool(params.get("tied_embeddings", False)),
+    }
+    return values | ({"vocab_size": params["vocab_size"]} if params.get("vocab_size", -1) > 0 else {})
+
+
+def shared_params(config: Values, layout: Layout) -> dict[str, Any]:
+    """The values of ``params.json`` for a configuration that has all its keys (``PretrainedConfig.to_dict()``)."""
+    heads = config["num_attention_heads"]
+    params = {
+        "dim": config["hidden_size"],
+        "n_layers": config["num_hidden_layers"],
+        "n_heads": heads,
+        "n_kv_heads": config.get("num_key_value_heads") or heads,
+        "vocab_size": config["vocab_size"],
+        "norm_eps": config["rms_norm_eps"],
+        "rope_theta": float(config["rope_parameters"]["rope_theta"]),
+    }
+    if layout == "meta":
+        return params | _width_params(config["hidden_size"], config["intermediate_size"])
+    stated = {
+        "hidden_dim": config["intermediate_size"],
+        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+    }
+    return params | stated | ({"tied_embeddings": True} if config.get("tie_word_embeddings") else {})
+
+
+def _width(params: Values) -> int:
+    return feed_forward_width(params["dim"], params.get("multiple_of", 256), params.get("ffn_dim_multiplier"))
+
+
+def feed_forward_width(dim: int, multiple_of: int, multiplier: float | None) -> int:
+    """Meta's formula (FeedForward.__init__): two thirds of 4 dim, times the multiplier, rounded up."""
+    width = int(2 * (4 * dim) / 3)
+    if multiplier is not None:
+        width = int(multiplier * width)
+    return multiple_of * -(-width // multiple_of)
+
+
+def _width_params(dim: int, width: int) -> dict[str, Any]:
+    """``multiple_of`` and ``ffn_dim_multiplier`` from which the formula gives ``width``: the plainest there are."""
+    multiples = [multiple for multiple in _MULTIPLES if width % multiple == 0]
+    for multiple in multiples:
+        if feed_forward_width(dim, multiple, None) == width:
+            return {"multiple_of": multiple}
+    for digits in range(1, 16):
+        multiplier = round(width / int(8 * dim / 3), digits)
+        for multiple in multiples:
+            if feed_forward_width(dim, multiple, multiplier) == width:
+                return {"multiple_of": multiple, "ffn_dim_multiplier": multiplier}
+    raise ModelError(f"a feed-forward layer of width {width} on {dim} cannot be said in Meta's params.json")
