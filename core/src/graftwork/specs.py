@@ -96,6 +96,53 @@ class RankLayout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MessageLayout:
+    """How a conversation becomes tokens: the markers and the rules of one family, as torchtune has them.
+
+    ``header`` stands before a message and ``end`` after it (``open_end`` where the turn goes on): each part is a
+    special token, or text that is encoded apart; ``{role}`` is the role's name. ``prompt`` puts plain text around
+    the messages of a role, ``system`` says what becomes of a system message then. ``special_tokens`` have the ids
+    given, or as a tuple the ids after the vocabulary; what is not among them is the files' own.
+    """
+
+    special_tokens: Mapping[str, int] | tuple[str, ...] = ()
+    bos: str | None = None
+    eos: str | None = None
+    pad: str | int = 0
+    stop: tuple[str, ...] = ()
+    header: tuple[str, ...] = ()
+    end: tuple[str, ...] = ()
+    open_end: tuple[str, ...] = ()
+    bare_roles: tuple[str, ...] = ()
+    """Roles without header and end."""
+    roles: tuple[str, ...] = ("system", "user", "assistant", "ipython")
+    prompt: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    prompt_name: str = ""
+    system: Literal["message", "in_user", "refused"] = "message"
+    call: str | None = None
+    """Stands before a tool call."""
+    image: str | None = None
+    strip: Literal["both", "right", "no"] = "no"
+    unspaced: Literal["never", "within_turn", "always"] = "never"
+    """Where SentencePiece's space before a text is left out."""
+    bos_before: Literal["conversation", "turn", "nothing"] = "turn"
+    eos_after: Literal["conversation", "assistant"] = "assistant"
+    eos_masked: bool | None = None
+    """Whether EOS is never trained; None: as the message before it."""
+    cut_masked: bool | None = True
+    """The same for the EOS that ends a conversation where it is cut off."""
+    short_ends: bool = True
+    """Whether one that is shorter than the limit ends in EOS as if it were cut off."""
+    last_end: Literal["always", "with_end_tokens", "not_assistant"] = "always"
+    """Whether the last message gets its ``end``."""
+    end_tokens: bool = True
+    """Whether ``tokenize_messages`` adds end tokens unless told otherwise."""
+    decode_to_eos: bool = False
+    split_regex: str = ""
+    """The pattern for a bare vocabulary with merges."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFamily:
     """A family of models: what it claims, its sizes, and what is true of all its members.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from graftwork.builders.torchtune_names import builders, generic_builders
-from graftwork_gemma.presets import GEMMA_2B, GEMMA_7B
+from graftwork.tokenizers.torchtune import torchtune_tokenizer
+from graftwork_gemma.presets import GEMMA_2B, GEMMA_7B, GEMMA_MESSAGES
 
 SHAPE = ("vocab_size", "num_layers", "num_heads", "head_dim", "num_kv_heads", "embed_dim")
 DECODER = (*SHAPE, "intermediate_dim", "max_seq_len")
@@ -18,3 +19,4 @@ gemma, lora_gemma = generic_builders(
     only={"norm_embeddings": True},
     lora_output=False,
 )
+gemma_tokenizer = torchtune_tokenizer("gemma_tokenizer", GEMMA_MESSAGES, family="gemma")

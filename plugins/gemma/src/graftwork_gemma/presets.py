@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftwork.specs import Preset
+from graftwork.specs import MessageLayout, Preset
 
 _HUB = "google/gemma-"
 _COMMON: dict[str, Any] = {
@@ -252,3 +252,6 @@ TINY_BY_TYPE: dict[str, dict[str, Any]] = {
         },
     },
 }
+
+# https://github.com/pytorch/torchtune, torchtune/models/gemma/_tokenizer.py
+GEMMA_MESSAGES = MessageLayout(strip="right", unspaced="within_turn", cut_masked=None)

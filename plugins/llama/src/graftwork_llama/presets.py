@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftwork.specs import Preset, RankLayout
+from graftwork.specs import MessageLayout, Preset, RankLayout
 
 # Width, layers, heads: Llama 2 paper (https://arxiv.org/abs/2307.09288), section 2.2; the rest of its config.json.
 _LLAMA2 = {
@@ -274,4 +274,38 @@ LLAMA3_RANKS = RankLayout(
         *("<|eot_id|>", "<|python_tag|>", "<|image|>"),
         *(f"<|reserved_special_token_{index}|>" for index in range(2, 246)),
     ),
+)
+
+# https://github.com/pytorch/torchtune, torchtune/models/llama2 and llama3 (_tokenizer.py, _prompt_template.py)
+LLAMA2_MESSAGES = MessageLayout(
+    prompt={"system": ("<<SYS>>\n", "\n<</SYS>>\n\n"), "user": ("[INST] ", " [/INST] ")},
+    prompt_name="Llama2ChatTemplate",
+    system="in_user",
+    strip="right",
+    unspaced="within_turn",
+    cut_masked=None,
+)
+LLAMA3_MESSAGES = MessageLayout(
+    special_tokens={
+        **{text: 128_000 + index for index, text in enumerate(LLAMA3_RANKS.special_tokens[:11])},
+        "<|reserved_special_token_245|>": 128_011,
+        "<|video|>": 128_012,
+        **{f"<|reserved_special_token_{index}|>": 128_011 + index for index in range(2, 245)},
+        "<|image|>": 128_256,
+    },
+    bos="<|begin_of_text|>",
+    eos="<|end_of_text|>",
+    pad="<|finetune_right_pad_id|>",
+    stop=("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"),
+    header=("<|start_header_id|>", "{role}", "<|end_header_id|>", "\n\n"),
+    end=("<|eot_id|>",),
+    open_end=("<|eom_id|>",),
+    call="<|python_tag|>",
+    image="<|image|>",
+    strip="both",
+    bos_before="conversation",
+    eos_after="conversation",
+    eos_masked=True,
+    last_end="with_end_tokens",
+    decode_to_eos=True,
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftwork.specs import Preset
+from graftwork.specs import MessageLayout, Preset
 
 _COMMON: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
@@ -341,3 +341,26 @@ TINY: dict[str, Any] = {
     "pad_token_id": 0,
 }
 """For conformance tests: small, with a window shorter than a sample."""
+
+# https://github.com/pytorch/torchtune, torchtune/models/phi3/_tokenizer.py
+PHI3_MESSAGES = MessageLayout(
+    special_tokens={
+        "<|endoftext|>": 32_000,
+        "<|assistant|>": 32_001,
+        **{f"<|placeholder{index}|>": 32_001 + index for index in range(1, 5)},
+        "<|system|>": 32_006,
+        "<|end|>": 32_007,
+        "<|placeholder5|>": 32_008,
+        "<|placeholder6|>": 32_009,
+        "<|user|>": 32_010,
+    },
+    eos="<|endoftext|>",
+    pad="<|endoftext|>",
+    header=("<|{role}|>", "\n"),
+    end=("<|end|>", "\n"),
+    roles=("system", "user", "assistant"),
+    strip="right",
+    unspaced="always",
+    short_ends=False,
+    end_tokens=False,
+)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftwork.specs import Preset
+from graftwork.specs import MessageLayout, Preset
 
 _COMMON: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
@@ -414,3 +414,21 @@ TINY: dict[str, Any] = {
 }
 TINY_BY_TYPE: dict[str, dict[str, Any]] = {"qwen3": {"head_dim": 16}}
 """For conformance tests: small, with a window shorter than a sample in the second layer."""
+
+# https://github.com/pytorch/torchtune, torchtune/models/qwen2/_tokenizer.py
+QWEN2_MESSAGES = MessageLayout(
+    special_tokens=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    eos="<|im_end|>",
+    pad="<|endoftext|>",
+    stop=("<|im_end|>", "<|endoftext|>"),
+    header=("<|im_start|>", "{role}\n"),
+    end=("<|im_end|>", "\n"),
+    bare_roles=("ipython",),
+    bos_before="nothing",
+    eos_after="conversation",
+    last_end="not_assistant",
+    split_regex=(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+)

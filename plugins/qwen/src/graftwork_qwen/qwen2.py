@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from graftwork.builders.torchtune_names import DECODER, generic_builders, sized_builders
-from graftwork_qwen.presets import PRESETS
+from graftwork.tokenizers.torchtune import torchtune_tokenizer
+from graftwork_qwen.presets import PRESETS, QWEN2_MESSAGES
 
 ARGUMENTS = {"head_dim": None, "attn_dropout": 0.0, "norm_eps": 1e-5, "rope_base": 1e6, "tie_word_embeddings": False}
 PARTS = {"q_proj_bias": True, "k_proj_bias": True, "v_proj_bias": True, "q_norm": False, "k_norm": False}
@@ -14,3 +15,4 @@ globals().update(sized_builders(PRESETS, "qwen2_7", latest=True))
 qwen2, lora_qwen2 = generic_builders(
     "qwen2", "qwen2", required=DECODER, defaults={**ARGUMENTS, **PARTS}, only=PARTS, latest=True
 )
+qwen2_tokenizer = torchtune_tokenizer("qwen2_tokenizer", QWEN2_MESSAGES, family="qwen")
