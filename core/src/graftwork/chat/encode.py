@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from graftwork.chat.content import Foreign
-    from graftwork.chat.vocabulary import Tokens
+    from graftwork.chat.vocabulary import Tokens, Vocabulary
 
 TrainTarget = Literal["all_assistant_turns", "final_assistant_turn"]
 Span = tuple[int, int]
+TokenRole = tuple[int, str] | None
+"""The number of the message that a token was written for, and its role."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +139,7 @@ def encode_prompt(
 
 def token_roles(
     messages: Messages, *, tokenizer: Any, template: TemplateSource | str | None = None, **variables: Any
-) -> list[tuple[int, str] | None]:
+) -> list[TokenRole]:
     """For each token of :func:`encode_chat`, the number of the message that it was written for and its role.
 
     None is a token before, between or after the messages (BOS, the generation prompt), and every token where the
@@ -182,7 +184,7 @@ def with_mask(written: Written, tokenizer: Any, train_target: TrainTarget | str)
             written.variables,
             written.text,
             written.tokens,
-            None if written.template.encoding == "parts" else lambda part: _beginning(written, part, tokenizer),
+            lambda part: _encode_like(written, part, vocabulary_of(tokenizer)),
         )
     _require_single_bos(written.tokens.ids, hf_tokenizer(tokenizer))
     return _encoded(written.text, written.tokens, _wanted(spans, train_target))
@@ -254,10 +256,11 @@ def _in_parts(
     return Written(found, rows, names, text, tokens, rendering.spans, ())
 
 
-def _beginning(written: Written, part: str, tokenizer: Any) -> list[int]:
-    """The ids of a beginning of the text."""
-    inside = [token for token in written.foreign if token.end <= len(part)]
-    return encode_apart(vocabulary_of(tokenizer), part, inside).ids
+def _encode_like(written: Written, part: str, vocabulary: Vocabulary) -> Tokens:
+    """The tokens of another rendering, in which plain text stays so as far as it is the same."""
+    if not written.foreign or not written.text.startswith(part):
+        return vocabulary.encode(part)
+    return encode_apart(vocabulary, part, [token for token in written.foreign if token.end <= len(part)])
 
 
 # Tokens to the mask
