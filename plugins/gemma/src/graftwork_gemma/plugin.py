@@ -5,14 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from graftwork import hookimpl
-from graftwork.specs import (
-    DECODER_FREEZE_ALIASES,
-    DECODER_LORA_ROLES,
-    DECODER_LORA_TARGETS,
-    ChatTemplate,
-    ModelFamily,
-    chat_template,
-)
+from graftwork.specs import DECODER, ChatTemplate, ModelFamily
 from graftwork_gemma.presets import PRESETS, TINY, TINY_BY_TYPE
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -27,16 +20,13 @@ def graftwork_model_families() -> list[ModelFamily]:
             model_types=("gemma", "gemma2", "gemma3_text"),
             architectures=("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM"),
             presets=PRESETS,
-            lora_targets=DECODER_LORA_TARGETS,
-            default_lora_roles=DECODER_LORA_ROLES,
-            freeze_aliases=DECODER_FREEZE_ALIASES,
             special_tokens={"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"},
             stop_tokens=("<end_of_turn>", "<eos>"),
             chat_template="gemma-it",
-            segment_attention=True,
             tiny=TINY,
             tiny_by_type=TINY_BY_TYPE,
             components=("graftwork_gemma.gemma", "graftwork_gemma.gemma2", "graftwork_gemma.gemma3"),
+            **DECODER,
         )
     ]
 

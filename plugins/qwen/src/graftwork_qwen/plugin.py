@@ -5,14 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from graftwork import hookimpl
-from graftwork.specs import (
-    DECODER_FREEZE_ALIASES,
-    DECODER_LORA_ROLES,
-    DECODER_LORA_TARGETS,
-    ChatTemplate,
-    ModelFamily,
-    chat_template,
-)
+from graftwork.specs import DECODER, ChatTemplate, ModelFamily
 from graftwork_qwen.presets import PRESETS, TINY, TINY_BY_TYPE
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -28,16 +21,13 @@ def graftwork_model_families() -> list[ModelFamily]:
             model_types=("qwen2", "qwen3"),
             architectures=("Qwen2ForCausalLM", "Qwen3ForCausalLM"),
             presets=PRESETS,
-            lora_targets=DECODER_LORA_TARGETS,
-            default_lora_roles=DECODER_LORA_ROLES,
-            freeze_aliases=DECODER_FREEZE_ALIASES,
             special_tokens={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
             stop_tokens=("<|im_end|>", "<|endoftext|>"),
             chat_template="qwen2.5",
-            segment_attention=True,
             tiny=TINY,
             tiny_by_type=TINY_BY_TYPE,
             components=("graftwork_qwen.qwen2", "graftwork_qwen.qwen2_5", "graftwork_qwen.qwen3"),
+            **DECODER,
         )
     ]
 

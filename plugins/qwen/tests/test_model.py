@@ -1,0 +1,80 @@
+"""Qwen2, Qwen2.5 and Qwen3 against an independent forward pass and published counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from graftwork import ModelParams, build_model
+from graftwork.registry import get_registry
+from graftwork.testing import assert_every_number_matters, logits_comparison
+from graftwork_qwen.presets import PRESETS
+
+from .reference import reference_logits
+
+FAMILY = get_registry().families["qwen"]
+EXEMPT = {
+    "max_position_embeddings": "no formula has it: angles are computed for the positions there are",
+    "max_window_layers": "read where layer_types is not given, see below",
+}
+WIDE = {"use_sliding_window": False, "sliding_window": None}
+CASES = [
+    ("qwen2", {}),
+    ("qwen2", WIDE),
+    ("qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    ("qwen3", {}),
+    ("qwen3", WIDE),
+    ("qwen3", {"attention_bias": True, "tie_word_embeddings": True}),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes"), CASES)
+def test_logits_equal_an_independent_forward_pass(kind: str, changes: dict[str, Any]) -> None:
+    config = FAMILY.tiny_config(kind, **changes)
+    logits_comparison(reference_logits, config)(config, config)
+
+
+@pytest.mark.parametrize("kind", FAMILY.model_types)
+def test_every_number_matters(kind: str) -> None:
+    config = FAMILY.tiny_config(kind)
+    assert config.layer_types == ["full_attention", "sliding_attention"], "the window begins at max_window_layers"
+    assert_every_number_matters(config, logits_comparison(reference_logits, config), exempt=EXEMPT)
+
+
+@pytest.mark.parametrize("kind", FAMILY.model_types)
+@pytest.mark.parametrize("changes", [WIDE, {"max_window_layers": 0}, {"max_window_layers": 2}])
+def test_the_pattern_of_layers_matters(kind: str, changes: dict[str, Any]) -> None:
+    config, other = FAMILY.tiny_config(kind), FAMILY.tiny_config(kind, **changes)
+    compare = logits_comparison(reference_logits, config)
+    for pair in ((config, other), (other, config)):
+        with pytest.raises(AssertionError, match="Tensor-likes are not close"):
+            compare(*pair)
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+def test_parameter_counts_are_the_published_ones(preset: Any) -> None:
+    with torch.device("meta"):
+        model = build_model(ModelParams(model_name=preset.name, load_pretrained_weights=False))
+    assert type(model).__name__ in FAMILY.architectures
+    assert {weight.device.type for weight in model.parameters()} == {"meta"}
+    assert sum(weight.numel() for weight in model.parameters()) == preset.num_parameters
+
+
+def test_what_differs_between_base_and_chat_models() -> None:
+    found = {preset.name: preset.config() for preset in PRESETS}
+    for size, epsilon in (("1_5b", 1e-6), ("7b", 1e-6), ("14b", 1e-5), ("32b", 1e-5), ("72b", 1e-5)):
+        base, chat = found[f"qwen2_5_{size}_base"], found[f"qwen2_5_{size}_instruct"]
+        assert (base.rms_norm_eps, chat.rms_norm_eps) == (epsilon, 1e-6)
+        assert (base.max_position_embeddings, chat.max_position_embeddings) == (131072, 32768)
+        assert (base.eos_token_id, chat.eos_token_id) == (151643, 151645)
+    for size in ("0_6b", "1_7b", "4b", "8b", "14b"):
+        base, chat = found[f"qwen3_{size}_base"], found[f"qwen3_{size}_instruct"]
+        assert (base.max_position_embeddings, chat.max_position_embeddings) == (32768, 40960)
+        assert base.head_dim == chat.head_dim == 128
+    assert {config.rope_parameters["rope_theta"] for config in found.values()} == {1e6}
+    tied = {name for name, config in found.items() if config.tie_word_embeddings}
+    assert {name.split("b")[0] for name in tied} == {
+        *("qwen2_0_5", "qwen2_1_5", "qwen2_5_0_5", "qwen2_5_1_5", "qwen2_5_3", "qwen3_0_6", "qwen3_1_7", "qwen3_4")
+    }
