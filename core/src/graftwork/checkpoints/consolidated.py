@@ -7,16 +7,31 @@ of github.com/mistralai/mistral-inference. Torch-free.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from graftwork.checkpoints.keymap import KeyMap, Rule
 from graftwork.errors import ModelError
+
+if TYPE_CHECKING:
+    from graftwork.specs import Preset
 
 Values = Mapping[str, Any]
 Layout = Literal["meta", "mistral"]
 
 _LAYER, _THEIR_LAYER = "model.layers.{}.", "layers.{}."
+SCALED_ROPE: Values = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+"""``use_scaled_rope``: the constants of apply_scaling in llama-models, models/llama3/model.py."""
+
+_SHAPE = frozenset(
+    {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"}
+)
 _MULTIPLES = (256, 4096, 1024, 512, 2048, 128, 64, 32, 16, 8, 4, 2, 1)
 
 
@@ -29,6 +44,7 @@ def consolidated_map(
     fits: Callable[[Values], bool] | None = None,
     embedding_split: int | Callable[[Values], int] = 0,
     experts: bool = False,
+    presets: Sequence[Preset] = (),
 ) -> KeyMap:
     """The key map of a decoder whose files are ``consolidated.*`` beside ``params.json``.
 
@@ -36,15 +52,19 @@ def consolidated_map(
     Mistral states it. ``to_config`` and ``to_params`` give what a family has beyond the shared numbers, over them; a
     value None in ``to_params`` takes a shared one out. ``embedding_split`` is the dimension along which
     model-parallel files split the embeddings (a function of the configuration where sizes differ in it). ``experts``
-    adds Mixtral's mixture, whose model type ``to_config`` sets.
+    adds Mixtral's mixture, whose model type ``to_config`` sets. What ``params.json`` leaves unsaid (token ids, tied
+    weights, the length, by how much frequencies are stretched) comes from the one of ``presets`` with these numbers.
     """
 
     def config_of(params: Values) -> dict[str, Any]:
-        return {"model_type": model_type, **shared_config(params), **(to_config(params) if to_config else {})}
+        values = shared_config(params)
+        known = unsaid(presets, params, values)
+        return {"model_type": model_type, **values, **known, **(to_config(params) if to_config else {})}
 
     def params_of(config: Values) -> dict[str, Any]:
         values = {**shared_params(config, layout), **(to_params(config) if to_params else {})}
-        return {key: value for key, value in values.items() if value is not None}
+        plain = {key: value for key, value in values.items() if value is not None}
+        return plain | _lost(config_of(plain), config)
 
     return KeyMap(
         rules=consolidated_rules(embedding_split=embedding_split, experts=experts),
@@ -115,7 +135,29 @@ def shared_config(params: Values) -> dict[str, Any]:
         "rope_parameters": {"rope_type": "default", "rope_theta": float(params.get("rope_theta") or 10000.0)},
         "tie_word_embeddings": bool(params.get("tied_embeddings", False)),
     }
+    if params.get("use_scaled_rope"):
+        values["rope_parameters"] |= {**SCALED_ROPE, **params.get("rope_scaling", {})}
+    if "max_seq_len" in params:
+        values["max_position_embeddings"] = params["max_seq_len"]
     return values | ({"vocab_size": params["vocab_size"]} if params.get("vocab_size", -1) > 0 else {})
+
+
+def unsaid(presets: Sequence[Preset], params: Values, stated: Values) -> dict[str, Any]:
+    """What the preset with the numbers of ``params.json`` knows beyond it; nothing where there is no such preset.
+
+    Meta's files say that frequencies are stretched and not by how much: 8 in Llama 3.1, 32 in Llama 3.2.
+    """
+    for preset in presets:
+        rope, own = preset.values["rope_parameters"], stated["rope_parameters"]
+        numbers = stated.keys() & (_SHAPE | {"vocab_size"})
+        same = all(stated[key] == preset.values[key] for key in numbers if key in preset.values)
+        if same and all(rope[key] == own[key] for key in ("rope_theta", "rope_type")):
+            said = {*_SHAPE, "vocab_size", "rms_norm_eps"}
+            said |= {"rope_parameters"} if "rope_scaling" in params else set()
+            said |= {"max_position_embeddings"} if "max_seq_len" in params else set()
+            said |= {"tie_word_embeddings"} if "tied_embeddings" in params else set()
+            return {key: value for key, value in preset.values.items() if key not in said}
+    return {}
 
 
 def shared_params(config: Values, layout: Layout) -> dict[str, Any]:
@@ -131,12 +173,34 @@ def shared_params(config: Values, layout: Layout) -> dict[str, Any]:
         "rope_theta": float(config["rope_parameters"]["rope_theta"]),
     }
     if layout == "meta":
-        return params | _width_params(config["hidden_size"], config["intermediate_size"])
+        width = _width_params(config["hidden_size"], config["intermediate_size"])
+        return params | width | _scaled_rope_params(config["rope_parameters"])
     stated = {
         "hidden_dim": config["intermediate_size"],
         "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
     }
     return params | stated | ({"tied_embeddings": True} if config.get("tie_word_embeddings") else {})
+
+
+def _scaled_rope_params(rope: Values) -> dict[str, Any]:
+    if rope["rope_type"] == "default":
+        return {}
+    if rope["rope_type"] != SCALED_ROPE["rope_type"]:
+        raise ModelError(f"rope_type {rope['rope_type']!r} cannot be said in Meta's params.json")
+    return {"use_scaled_rope": True}
+
+
+def _lost(found: Values, config: Values) -> dict[str, Any]:
+    """What has to be said besides, under keys of our own where theirs have none, so that it comes back."""
+    more: dict[str, Any] = {}
+    length, rope = config.get("max_position_embeddings"), config["rope_parameters"]
+    if length is not None and found.get("max_position_embeddings") != length:
+        more["max_seq_len"] = length
+    if rope["rope_type"] == SCALED_ROPE["rope_type"] and found["rope_parameters"] != rope:
+        more["rope_scaling"] = {key: rope[key] for key in SCALED_ROPE if key != "rope_type"}
+    if found["tie_word_embeddings"] != config.get("tie_word_embeddings", False):
+        more["tied_embeddings"] = config["tie_word_embeddings"]
+    return more
 
 
 def _width(params: Values) -> int:

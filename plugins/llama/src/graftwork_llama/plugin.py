@@ -1,10 +1,11 @@
 """What the Llama plugin declares."""
 
 from pathlib import Path
+from typing import Any
 
 from graftwork import hookimpl
 from graftwork.specs import DECODER, ChatTemplate, ModelFamily, chat_template
-from graftwork_llama.presets import LLAMA3_RANKS, PRESETS, SPECIAL_TOKENS, TINY
+from graftwork_llama.presets import LLAMA3_RANKS, PRESETS, SPECIAL_TOKENS, TINY, embedding_split
 
 MODULES = ("llama2", "code_llama2", "llama3", "llama3_1", "llama3_2")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -23,10 +24,17 @@ def graftwork_model_families() -> list[ModelFamily]:
         chat_template="llama3-instruct",
         rank_layouts=(LLAMA3_RANKS,),
         tiny=TINY,
+        key_maps={"meta": meta_keys},
         components=tuple(f"graftwork_llama.{name}" for name in MODULES),
         **DECODER,
     )
     return [family]
+
+
+def meta_keys() -> Any:
+    from graftwork.checkpoints.consolidated import consolidated_map
+
+    return consolidated_map(layout="meta", model_type="llama", presets=PRESETS, embedding_split=embedding_split)
 
 
 @hookimpl

@@ -7,9 +7,12 @@ source, it stands there. Parameter counts are those of the published weights.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftwork.specs import MessageLayout, Preset, RankLayout
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # Width, layers, heads: Llama 2 paper (https://arxiv.org/abs/2307.09288), section 2.2; the rest of its config.json.
 _LLAMA2 = {
@@ -237,6 +240,14 @@ TINY = {
 # torchtune's generic builders: what they take by position, and their defaults.
 SHAPE = ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "embed_dim", "max_seq_len")
 LLAMA3_DEFAULTS = {"attn_dropout": 0.0, "rope_base": 500_000, "intermediate_dim": None, "norm_eps": 1e-5}
+
+
+def embedding_split(config: Mapping[str, Any]) -> int:
+    """The dimension along which Meta's files split the embeddings: Llama 2's ParallelEmbedding the width, Llama 3's
+    VocabParallelEmbedding the vocabulary, which is larger there.
+    """
+    return 0 if config["vocab_size"] > 100_000 else 1
+
 
 # https://github.com/facebookresearch/fairseq2/blob/main/src/fairseq2/models/llama/config.py: fields and defaults, those
 # of the first LLaMA 7B.
