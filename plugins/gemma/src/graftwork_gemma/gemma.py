@@ -1,7 +1,5 @@
 """Gemma 1 under torchtune's names, as transformers models with fresh weights."""
 
-from __future__ import annotations
-
 from graftwork.builders.torchtune_names import builders, generic_builders
 from graftwork.tokenizers.torchtune import torchtune_tokenizer
 from graftwork_gemma.presets import GEMMA_2B, GEMMA_7B, GEMMA_MESSAGES

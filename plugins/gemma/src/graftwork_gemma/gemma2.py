@@ -1,7 +1,5 @@
 """Gemma 2 under torchtune's names, as transformers models with fresh weights."""
 
-from __future__ import annotations
-
 from graftwork.builders.torchtune_names import builders, generic_builders
 from graftwork_gemma.gemma import DECODER
 from graftwork_gemma.presets import GEMMA2_2B, GEMMA2_9B, GEMMA2_27B

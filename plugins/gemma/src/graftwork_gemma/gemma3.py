@@ -1,7 +1,5 @@
 """Gemma 3's text decoders in the manner of torchtune's names, as transformers models with fresh weights."""
 
-from __future__ import annotations
-
 from graftwork.builders.torchtune_names import builders
 from graftwork_gemma.presets import GEMMA3_1B, GEMMA3_4B, GEMMA3_12B, GEMMA3_27B, GEMMA3_270M
 

@@ -1,11 +1,9 @@
 """What the Gemma plugin declares."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from graftwork import hookimpl
-from graftwork.specs import DECODER, ChatTemplate, ModelFamily
+from graftwork.specs import DECODER, ChatTemplate, ModelFamily, chat_template
 from graftwork_gemma.presets import PRESETS, TINY, TINY_BY_TYPE
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -174,7 +174,7 @@ GEMMA3_270M = Preset(
     values=_gemma3(_shape(640, 2048, 18, 4, 1, 256), **_TEXT_ONLY),
     num_parameters=268_098_176,
     hub_ids=(f"{_HUB}3-270m", f"{_HUB}3-270m-it"),
-    chat_template="gemma-it",
+    chat_template="gemma3-it",
 )
 # https://huggingface.co/google/gemma-3-1b-pt/blob/main/config.json
 GEMMA3_1B = Preset(
@@ -184,7 +184,7 @@ GEMMA3_1B = Preset(
     values=_gemma3(_shape(1152, 6912, 26, 4, 1, 256), **_TEXT_ONLY),
     num_parameters=999_885_952,
     hub_ids=(f"{_HUB}3-1b-pt", f"{_HUB}3-1b-it"),
-    chat_template="gemma-it",
+    chat_template="gemma3-it",
 )
 # text_config of https://huggingface.co/google/gemma-3-4b-pt/blob/main/config.json
 GEMMA3_4B = Preset(
@@ -194,7 +194,7 @@ GEMMA3_4B = Preset(
     values=_gemma3(_shape(2560, 10240, 34, 8, 4, 256), query_scale=256, **_WITH_IMAGES),
     num_parameters=3_880_263_168,
     hub_ids=(f"{_HUB}3-4b-pt", f"{_HUB}3-4b-it"),
-    chat_template="gemma-it",
+    chat_template="gemma3-it",
 )
 # text_config of https://huggingface.co/google/gemma-3-12b-pt/blob/main/config.json
 GEMMA3_12B = Preset(
@@ -204,7 +204,7 @@ GEMMA3_12B = Preset(
     values=_gemma3(_shape(3840, 15360, 48, 16, 8, 256), query_scale=256, **_WITH_IMAGES),
     num_parameters=11_766_034_176,
     hub_ids=(f"{_HUB}3-12b-pt", f"{_HUB}3-12b-it"),
-    chat_template="gemma-it",
+    chat_template="gemma3-it",
 )
 # text_config of https://huggingface.co/google/gemma-3-27b-pt/blob/main/config.json: scores are divided by the root of
 # 5376 / 32, and not of head_dim.
@@ -215,7 +215,7 @@ GEMMA3_27B = Preset(
     values=_gemma3(_shape(5376, 21504, 62, 32, 16, 128), query_scale=168, **_WITH_IMAGES),
     num_parameters=27_009_346_304,
     hub_ids=(f"{_HUB}3-27b-pt", f"{_HUB}3-27b-it"),
-    chat_template="gemma-it",
+    chat_template="gemma3-it",
 )
 
 PRESETS = (

@@ -1,7 +1,5 @@
 """Phi-3 under torchtune's names, as transformers models with fresh weights."""
 
-from __future__ import annotations
-
 from graftwork.builders.torchtune_names import builders, generic_builders
 from graftwork.tokenizers.torchtune import torchtune_tokenizer
 from graftwork_phi3.presets import PHI3_5_MINI, PHI3_MEDIUM_4K, PHI3_MESSAGES, PHI3_MINI, PHI3_MINI_128K

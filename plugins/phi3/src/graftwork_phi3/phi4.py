@@ -1,7 +1,5 @@
 """Phi-4 under torchtune's names, as transformers models with fresh weights."""
 
-from __future__ import annotations
-
 from graftwork.builders.torchtune_names import builders
 from graftwork_phi3.presets import PHI4_14B
 

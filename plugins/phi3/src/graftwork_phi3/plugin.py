@@ -1,7 +1,5 @@
 """What the Phi-3 plugin declares."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from graftwork import hookimpl

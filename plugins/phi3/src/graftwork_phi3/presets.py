@@ -303,7 +303,7 @@ PHI3_5_MINI = Preset(
     values={**_longrope(_MINI_3_5_SHORT, _MINI_3_5_LONG, 262144), **_shape(3072, 8192, 32, 32, 32)},
     num_parameters=3_821_079_552,
     hub_ids=("microsoft/Phi-3.5-mini-instruct",),
-    chat_template="phi3-instruct",
+    chat_template="phi3.5-instruct",
 )
 # https://huggingface.co/microsoft/phi-4/blob/main/config.json (and litgpt's config.py for the rope base, which
 # torchtune's builder leaves at 10,000)

@@ -257,7 +257,7 @@ QWEN3_0_6B_BASE = Preset(
     values={**_SHORT_BASE, **_qwen3(1024, 3072, 28, 16, tied=True)},
     num_parameters=596_049_920,
     hub_ids=("Qwen/Qwen3-0.6B-Base",),
-    chat_template="chatml",
+    chat_template="qwen3",
 )
 
 # https://huggingface.co/Qwen/Qwen3-0.6B/blob/main/config.json
@@ -268,7 +268,7 @@ QWEN3_0_6B_INSTRUCT = Preset(
     values={**_QWEN3_CHAT, **_qwen3(1024, 3072, 28, 16, tied=True)},
     num_parameters=596_049_920,
     hub_ids=("Qwen/Qwen3-0.6B",),
-    chat_template="chatml",
+    chat_template="qwen3",
 )
 
 # https://huggingface.co/Qwen/Qwen3-1.7B-Base/blob/main/config.json
@@ -279,7 +279,7 @@ QWEN3_1_7B_BASE = Preset(
     values={**_SHORT_BASE, **_qwen3(2048, 6144, 28, 16, tied=True)},
     num_parameters=1_720_574_976,
     hub_ids=("Qwen/Qwen3-1.7B-Base",),
-    chat_template="chatml",
+    chat_template="qwen3",
 )
 
 # https://huggingface.co/Qwen/Qwen3-1.7B/blob/main/config.json
@@ -290,7 +290,7 @@ QWEN3_1_7B_INSTRUCT = Preset(
     values={**_QWEN3_CHAT, **_qwen3(2048, 6144, 28, 16, tied=True)},
     num_parameters=1_720_574_976,
     hub_ids=("Qwen/Qwen3-1.7B",),
-    chat_template="chatml",
+    chat_template="qwen3",
 )
 
 # https://huggingface.co/Qwen/Qwen3-4B-Base/blob/main/config.json
@@ -301,7 +301,7 @@ QWEN3_4B_BASE = Preset(
     values={**_SHORT_BASE, **_qwen3(2560, 9728, 36, 32, tied=True)},
     num_parameters=4_022_468_096,
     hub_ids=("Qwen/Qwen3-4B-Base",),
-    chat_template="chatml",
+    chat_template="qwen3",
 )
 
 # https://huggingface.co/Qwen/Qwen3-4B/blob/main/config.json
@@ -312,7 +312,7 @@ QWEN3_4B_INSTRUCT = Preset(
     values={**_QWEN3_CHAT, **_qwen3(2560, 9728, 36, 32, tied=True)},
     num_parameters=4_022_468_096,
     hub_ids=("Qwen/Qwen3-4B",),
-    chat_template="chatml",
+    chat_template="qwen3",
 )
 
 # https://huggingface.co/Qwen/Qwen3-8B-Base/blob/main/config.json
@@ -323,7 +323,7 @@ QWEN3_8B_BASE = Preset(
     values={**_SHORT_BASE, **_qwen3(4096, 12288, 36, 32, tied=False)},
     num_parameters=8_190_735_360,
     hub_ids=("Qwen/Qwen3-8B-Base",),
-    chat_template="chatml",
+    chat_template="qwen3",
 )
 
 # https://huggingface.co/Qwen/Qwen3-8B/blob/main/config.json
@@ -334,7 +334,7 @@ QWEN3_8B_INSTRUCT = Preset(
     values={**_QWEN3_CHAT, **_qwen3(4096, 12288, 36, 32, tied=False)},
     num_parameters=8_190_735_360,
     hub_ids=("Qwen/Qwen3-8B",),
-    chat_template="chatml",
+    chat_template="qwen3",
 )
 
 # https://huggingface.co/Qwen/Qwen3-14B-Base/blob/main/config.json
@@ -345,7 +345,7 @@ QWEN3_14B_BASE = Preset(
     values={**_SHORT_BASE, **_qwen3(5120, 17408, 40, 40, tied=False)},
     num_parameters=14_768_307_200,
     hub_ids=("Qwen/Qwen3-14B-Base",),
-    chat_template="chatml",
+    chat_template="qwen3",
 )
 
 # https://huggingface.co/Qwen/Qwen3-14B/blob/main/config.json
@@ -356,7 +356,7 @@ QWEN3_14B_INSTRUCT = Preset(
     values={**_QWEN3_CHAT, **_qwen3(5120, 17408, 40, 40, tied=False)},
     num_parameters=14_768_307_200,
     hub_ids=("Qwen/Qwen3-14B",),
-    chat_template="chatml",
+    chat_template="qwen3",
 )
 
 # https://huggingface.co/Qwen/Qwen3-32B/blob/main/config.json
@@ -367,7 +367,7 @@ QWEN3_32B = Preset(
     values={**_QWEN3_CHAT, **_qwen3(5120, 25600, 64, 64, tied=False)},
     num_parameters=32_762_123_264,
     hub_ids=("Qwen/Qwen3-32B",),
-    chat_template="chatml",
+    chat_template="qwen3",
 )
 
 PRESETS = (

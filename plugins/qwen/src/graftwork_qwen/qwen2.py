@@ -1,7 +1,5 @@
 """Qwen2 under torchtune's names, as transformers models with fresh weights: ``qwen2_0_5b``, ..."""
 
-from __future__ import annotations
-
 from graftwork.builders.torchtune_names import DECODER, generic_builders, sized_builders
 from graftwork.tokenizers.torchtune import torchtune_tokenizer
 from graftwork_qwen.presets import PRESETS, QWEN2_MESSAGES

@@ -1,7 +1,5 @@
 """Qwen2.5 under torchtune's names, as transformers models with fresh weights: ``qwen2_5_7b_base``, ..."""
 
-from __future__ import annotations
-
 from graftwork.builders.torchtune_names import sized_builders
 from graftwork_qwen.presets import PRESETS
 

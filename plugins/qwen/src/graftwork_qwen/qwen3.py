@@ -1,7 +1,5 @@
 """Qwen3 under torchtune's names, as transformers models with fresh weights: ``qwen3_8b_instruct``, ..."""
 
-from __future__ import annotations
-
 from graftwork.builders.torchtune_names import DECODER, generic_builders, sized_builders
 from graftwork_qwen.presets import PRESETS
 from graftwork_qwen.qwen2 import ARGUMENTS, PARTS
