@@ -119,6 +119,14 @@ def test_an_unknown_keyword_is_refused(keyword: str) -> None:
     assert call(*operands(), **{keyword: None}) is not None, "what is not set asks for nothing"
 
 
+def test_attention_in_both_directions_is_refused() -> None:
+    """As Gemma's is with ``use_bidirectional_attention``: within segments it would be causal without a word."""
+    layer = Layer()
+    layer.is_causal = False
+    with pytest.raises(ModelError, match=r"Layer attends to later tokens too .*layout: padded"):
+        segment_attention(layer, *operands(), segment_mask(CPU), segments=Segments(LENGTHS))
+
+
 def test_lost_segments_are_refused() -> None:
     with pytest.raises(ModelError, match=r"Layer did not hand the keyword `segments` down .*layout: padded"):
         segment_attention(Layer(), *operands(), segment_mask(CPU))
