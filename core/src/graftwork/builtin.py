@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from graftwork import hookimpl
 from graftwork.specs import (
     ChatTemplate,
+    CheckpointFormat,
     CollatorSpec,
     CommandSpec,
     DatasetSpec,
@@ -76,6 +78,24 @@ def _merge() -> Any:
     return merge
 
 
+def _audit() -> Any:
+    from graftwork.cli.audit import audit
+
+    return audit
+
+
+def _templates() -> Any:
+    from graftwork.cli.templates import templates
+
+    return templates
+
+
+def _convert() -> Any:
+    from graftwork.cli.convert import convert
+
+    return convert
+
+
 def _plugins() -> Any:
     from graftwork.cli.plugins import plugins
 
@@ -90,8 +110,11 @@ def graftwork_commands() -> list[CommandSpec]:
         CommandSpec(name="generate", help="Complete a prompt, or every row of a JSONL file.", load=_generate),
         CommandSpec(name="chat", help="Talk with a model in the terminal.", load=_chat),
         CommandSpec(name="merge", help="Merge a LoRA adapter into its base model.", load=_merge),
+        CommandSpec(name="convert", help="Write a checkpoint in another format.", load=_convert),
         CommandSpec(name="config", help="Validate, show, explain or start a configuration.", load=_config),
         CommandSpec(name="models", help="List presets and families; say what a model name means.", load=_models),
+        CommandSpec(name="audit", help="List what in a model folder could run code or lie.", load=_audit),
+        CommandSpec(name="templates", help="List, show, render and check chat templates.", load=_templates),
         CommandSpec(name="plugins", help="Show every plugin: its state, what it provides, and why not.", load=_plugins),
     ]
 
@@ -190,6 +213,35 @@ def graftwork_chat_templates() -> list[ChatTemplate]:
         chat_template(TEMPLATES, "vicuna", stop=()),
         chat_template(TEMPLATES, "gpt2", stop=()),
         chat_template(TEMPLATES, "llava", "llava_next", stop=("</s>",), supports=("system", "images")),
+    ]
+
+
+# Checkpoints
+
+
+def _format(
+    name: str, module: str, function: str, names: Literal["transformers", "own", "adapter"]
+) -> CheckpointFormat:
+    """A format whose ``is_``, ``open_`` and ``write_`` functions are in a module of :mod:`graftwork.checkpoints`."""
+
+    def call(verb: str) -> Callable[[Any], Any]:
+        def run(argument: Any) -> Any:
+            return getattr(import_module(f"graftwork.checkpoints.{module}"), f"{verb}_{function}")(argument)
+
+        return run
+
+    return CheckpointFormat(name=name, sniff=call("is"), open=call("open"), write=call("write"), names=names)
+
+
+@hookimpl
+def graftwork_checkpoint_formats() -> list[CheckpointFormat]:
+    return [
+        _format("hf", "huggingface", "hf", "transformers"),
+        _format("hf-bin", "huggingface", "hf_bin", "transformers"),
+        _format("meta", "meta", "meta", "own"),
+        _format("mistral", "mistral", "mistral", "own"),
+        _format("adapter", "huggingface", "adapter", "adapter"),
+        _format("adapter-bin", "huggingface", "adapter_bin", "adapter"),
     ]
 
 

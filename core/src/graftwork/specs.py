@@ -344,13 +344,15 @@ class CheckpointFormat:
 
     ``sniff(path)`` says, from names and headers alone, whether a folder or file is of this format;
     ``open(path)`` gives its tensors' names, shapes and dtypes, and streams the tensors; ``write(request)``
-    writes a stream of them into an empty folder.
+    writes a stream of them into an empty folder. ``names`` says whose names the tensors have: those of transformers,
+    the format's own, which each family maps (``ModelFamily.key_maps``), or an adapter's.
     """
 
     name: str
     sniff: Callable[[Path], bool]
     open: Callable[[Path], Checkpoint]
     write: Callable[[WriteRequest], None] | None = None
+    names: Literal["transformers", "own", "adapter"] = "own"
     aliases: tuple[str, ...] = ()
 
 

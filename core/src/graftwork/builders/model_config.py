@@ -51,7 +51,7 @@ def config_of_folder(
         config = AutoConfig.from_pretrained(path, trust_remote_code=True)
         return _changed(config, changes)
     _refuse_unknown(values, path, family)
-    plain = _plain(values)
+    plain = without_code(values)
     kind = plain.pop("model_type")
     return _build(kind, {**plain, **_known(kind, changes, known=plain)})
 
@@ -92,10 +92,10 @@ def _refuse_unknown(values: Mapping[str, Any], path: Path, family: ModelFamily) 
     )
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def without_code(values: Mapping[str, Any]) -> dict[str, Any]:
     """``values`` and its parts without the keys that can name code."""
     return {
-        key: _plain(value) if isinstance(value, dict) else value
+        key: without_code(value) if isinstance(value, dict) else value
         for key, value in values.items()
         if key not in _NAMES_CODE
     }

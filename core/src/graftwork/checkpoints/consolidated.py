@@ -132,7 +132,7 @@ def shared_config(params: Values) -> dict[str, Any]:
         "num_key_value_heads": params.get("n_kv_heads") or params["n_heads"],
         "head_dim": params.get("head_dim") or params["dim"] // params["n_heads"],
         "rms_norm_eps": params.get("norm_eps", 1e-5),
-        "rope_parameters": {"rope_type": "default", "rope_theta": float(params.get("rope_theta") or 10000.0)},
+        "rope_parameters": {"rope_type": "default", "rope_theta": _rope_theta(params)},
         "tie_word_embeddings": bool(params.get("tied_embeddings", False)),
     }
     if params.get("use_scaled_rope"):
@@ -201,6 +201,12 @@ def _lost(found: Values, config: Values) -> dict[str, Any]:
     if found["tie_word_embeddings"] != config.get("tie_word_embeddings", False):
         more["tied_embeddings"] = config["tie_word_embeddings"]
     return more
+
+
+def _rope_theta(params: Values) -> float:
+    """Unsaid it is 10,000; in mistral-inference, since models have no sliding window, a million."""
+    unsaid_theta = 1_000_000.0 if states_width(params) and not params.get("sliding_window") else 10_000.0
+    return float(params.get("rope_theta") or unsaid_theta)
 
 
 def _width(params: Values) -> int:

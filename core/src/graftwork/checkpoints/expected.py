@@ -38,44 +38,43 @@ def expected_headers(values: Mapping[str, Any]) -> dict[str, Header]:
     return {name: Header(tuple(tensor.shape), tensor.dtype) for name, tensor in stored.items()}
 
 
+def config_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``config.json`` as transformers writes it: with the architecture, and what differs from the class's defaults."""
+    model = meta_model(values)
+    model.config.architectures = [type(model).__name__]
+    written: dict[str, Any] = model.config.to_diff_dict()
+    return {**written, "dtype": values["dtype"]} if "dtype" in values else written
+
+
 def meta_model(values: Mapping[str, Any]) -> PreTrainedModel:
     """A model without weights, of the class that a causal language model of this configuration has."""
     from graftwork.builders.family import choose_family
     from graftwork.builders.load import fresh, model_class
-    from graftwork.builders.model_config import config_of_values
+    from graftwork.builders.model_config import config_of_values, without_code
 
-    plain = {key: value for key, value in values.items() if key not in {"model_type", "auto_map"}}
-    config = config_of_values(values["model_type"], plain, {})
+    plain = without_code(values)
+    config = config_of_values(plain.pop("model_type"), plain, {})
     if choose_family(config.model_type, (), None).build is not None:
         raise ModelError(f"model_type {config.model_type!r} is built by a plugin, so its shapes are not known here")
     with torch.device("meta"):
         return fresh(model_class(config, trust_remote_code=False), config, torch.float32, None, None)
 
 
-def in_order(names: Sequence[str], expected: Sequence[str]) -> list[str]:
-    """``names`` in the order in which transformers saves them.
+def in_order(groups: Sequence[Sequence[str]], expected: Sequence[str]) -> list[str]:
+    """The names of ``groups`` in the order in which transformers saves them.
 
-    That is the order of the model's modules, or, where the model was loaded before it was saved, of the names by
-    their numbers: whichever ``names`` follow already, else the first. What is not expected comes last.
+    That is the order of the model's modules or, where the model was loaded before it was saved, of the names by
+    their numbers: the first of the two in which the groups follow each other. What is not expected comes last.
     """
-    present, rest = set(names), [name for name in names if name not in set(expected)]
-    for order in (list(expected), natural(expected)):
-        known = [name for name in order if name in present]
-        if known + rest == list(names):
-            return known + rest
-    return [name for name in expected if name in present] + rest
-
-
-def by_shards(shards: Sequence[Sequence[str]], expected: Sequence[str]) -> list[str]:
-    """The names of several files, in each of which they are sorted, in the order that explains how they were dealt."""
-    names = [name for shard in shards for name in shard]
-    place = {name: number for number, shard in enumerate(shards) for name in shard}
-    for order in (list(expected), natural(expected)):
-        known = [name for name in order if name in place]
-        numbers = [place[name] for name in known]
-        if len(known) == len(names) and numbers == sorted(numbers):
-            return known
-    return in_order(names, expected)
+    place = {name: number for number, group in enumerate(groups) for name in group}
+    known = set(expected)
+    rest = [name for name in place if name not in known]
+    for order in (expected, natural(expected)):
+        names = [name for name in order if name in place]
+        numbers = [place[name] for name in names]
+        if numbers == sorted(numbers):
+            return names + rest
+    return [name for name in expected if name in place] + rest
 
 
 def natural(names: Sequence[str]) -> list[str]:

@@ -6,7 +6,6 @@ again, so that a conversion is one stream from the reader of one format into the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +13,7 @@ from graftwork.errors import ModelError, UsageError
 from graftwork.registry import get_registry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -37,7 +37,10 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """The tensors of a folder or file, by name and in order. ``values`` is its ``config.json`` or ``params.json``.
+    """The tensors of a folder or file, by name. ``values`` is its ``config.json`` or ``params.json``.
+
+    ``groups`` say what is known of the order in which the tensors were saved: a group follows the one before it, and
+    within a group (one safetensors file, say, which is sorted by name) nothing is known.
 
     ``parts`` is the number of model-parallel files: where there are several, ``headers`` describe one part, and
     ``read(name, part)`` gives one (:func:`graftwork.checkpoints.mapped.as_transformers` joins them).
@@ -47,6 +50,7 @@ class Checkpoint:
     format: str
     headers: Mapping[str, Header]
     read: Callable[[str, int], torch.Tensor]
+    groups: Sequence[Sequence[str]] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
     parts: int = 1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from graftwork.checkpoints.formats import Checkpoint, Header
 from graftwork.checkpoints.safetensors_files import read_headers, read_tensor, write_file
@@ -12,19 +12,19 @@ from graftwork.checkpoints.unpickle import PickledTensors
 from graftwork.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     import torch
 
     from graftwork.checkpoints.formats import WriteRequest
 
-    Opened = tuple[Mapping[str, Header], Callable[[str], torch.Tensor]]
 
 HF = "model.safetensors"
 HF_BIN = "pytorch_model.bin"
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_BIN = "adapter_model.bin"
+CONSOLIDATED = "tok_embeddings.weight"  # what tells Meta's names from transformers' in a single file
 
 
 def open_hf(path: Path) -> Checkpoint:
@@ -63,19 +63,62 @@ def write_adapter_bin(request: WriteRequest) -> None:
     write_json(request.path / "adapter_config.json", request.checkpoint.values)
 
 
+def is_hf(path: Path) -> bool:
+    return _is_file(path, ".safetensors", but=("adapter_", "consolidated")) or _has(path, HF)
+
+
+def is_hf_bin(path: Path) -> bool:
+    """Where safetensors lie beside them they are what is loaded, as in transformers."""
+    if path.is_file():
+        pickled = _is_file(path, ".bin", ".pt", ".pth", but=("adapter_", "consolidated"))
+        return pickled and CONSOLIDATED not in open_pickled(path).headers
+    return _has(path, HF_BIN) and not _has(path, HF)
+
+
+def is_adapter(path: Path) -> bool:
+    return path.name == ADAPTER or (_has(path, ADAPTER) and not has_weights(path))
+
+
+def is_adapter_bin(path: Path) -> bool:
+    return path.name == ADAPTER_BIN or (_has(path, ADAPTER_BIN) and not _has(path, ADAPTER) and not has_weights(path))
+
+
+def has_weights(path: Path) -> bool:
+    """Whether a folder holds weights under transformers' names."""
+    return _has(path, HF) or _has(path, HF_BIN)
+
+
+def _has(path: Path, single: str) -> bool:
+    return (path / single).is_file() or (path / f"{single}.index.json").is_file()
+
+
+def _is_file(path: Path, *suffixes: str, but: tuple[str, ...]) -> bool:
+    return path.is_file() and path.suffix in suffixes and not path.name.startswith(but)
+
+
 # Files of tensors
+
+
+class Opened(NamedTuple):
+    """One file or several as one: see :class:`~graftwork.checkpoints.formats.Checkpoint`."""
+
+    headers: Mapping[str, Header]
+    read: Callable[[str], torch.Tensor]
+    groups: Sequence[Sequence[str]]
 
 
 def open_safetensors(file: Path) -> Opened:
     """The headers of one file, and a function that reads a tensor."""
     stored = read_headers(file)
-    return {name: entry.header for name, entry in stored.items()}, lambda name: read_tensor(file, stored[name])
+    headers = {name: entry.header for name, entry in stored.items()}
+    return Opened(headers, lambda name: read_tensor(file, stored[name]), [list(stored)])
 
 
 def open_pickled(file: Path) -> Opened:
     """As :func:`open_safetensors`; refuses a pickle that names more than tensors."""
     pickled = PickledTensors.of(file)
-    return {name: Header(*entry) for name, entry in pickled.headers.items()}, pickled.read
+    headers = {name: Header(*entry) for name, entry in pickled.headers.items()}
+    return Opened(headers, pickled.read, [[name] for name in headers])
 
 
 def write_safetensors(file: Path, checkpoint: Checkpoint, names: Iterable[str]) -> None:
@@ -114,20 +157,22 @@ def open_shards(files: Iterable[Path], opener: Callable[[Path], Opened]) -> Open
     """Several files with different tensors as one."""
     headers: dict[str, Header] = {}
     readers: dict[str, Callable[[str], torch.Tensor]] = {}
+    groups: list[Sequence[str]] = []
     for file in files:
-        own, read = opener(file)
+        own, read, order = opener(file)
         if twice := own.keys() & headers.keys():
             raise ModelError(f"{file}: weight {min(twice)} is in another shard too: the folder mixes two checkpoints")
         headers.update(own)
         readers.update(dict.fromkeys(own, read))
-    return headers, lambda name: readers[name](name)
+        groups.extend(order)
+    return Opened(headers, lambda name: readers[name](name), groups)
 
 
 def write_shards(request: WriteRequest, single: str, write: Callable[[Path, Checkpoint, Iterable[str]], None]) -> None:
     """Writes shards of at most ``max_shard_size``, cut where transformers cuts them, with the same index."""
-    from huggingface_hub.serialization import split_state_dict_into_shards_factory
+    from huggingface_hub import split_state_dict_into_shards_factory
 
-    headers = request.checkpoint.headers
+    headers: dict[str, Any] = dict(request.checkpoint.headers)
     split = split_state_dict_into_shards_factory(
         headers,
         get_storage_size=lambda header: header.nbytes,
@@ -149,9 +194,21 @@ def _open(path: Path, name: str, single: str, config: str, opener: Callable[[Pat
     files = [path] if path.is_file() else shard_files(path, single)
     if not files:
         raise ModelError(f"model {path}: there is neither {single} nor {single}.index.json")
-    headers, read = open_shards(files, opener)
+    opened = open_shards(files, opener)
     values = read_json(folder / config) if (folder / config).is_file() else {}
-    return Checkpoint(path=path, format=name, headers=headers, read=lambda key, _: read(key), values=values)
+    return checkpoint_of(path, name, opened, values)
+
+
+def checkpoint_of(path: Path, name: str, opened: Opened, values: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint of files that are not model-parallel."""
+    return Checkpoint(
+        path=path,
+        format=name,
+        headers=opened.headers,
+        read=lambda key, _: opened.read(key),
+        groups=opened.groups,
+        values=values,
+    )
 
 
 # JSON

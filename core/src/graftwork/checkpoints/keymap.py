@@ -111,11 +111,11 @@ def pattern_of(name: str) -> re.Pattern[str]:
 
 def pairs_to_halves(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows of each head from x0 y0 x1 y1 ... to x0 x1 ... y0 y1 ...: (H*D, F) or (H*D,), shape unchanged."""
-    rows = tensor.unflatten(0, (heads, -1, 2))  # (H, D/2, 2, F)
+    rows: torch.Tensor = tensor.unflatten(0, (heads, -1, 2))  # (H, D/2, 2, F)
     return rows.transpose(1, 2).reshape(tensor.shape)
 
 
 def halves_to_pairs(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     """The way back of :func:`pairs_to_halves`."""
-    rows = tensor.unflatten(0, (heads, 2, -1))  # (H, 2, D/2, F)
+    rows: torch.Tensor = tensor.unflatten(0, (heads, 2, -1))  # (H, 2, D/2, F)
     return rows.transpose(1, 2).reshape(tensor.shape)

@@ -9,14 +9,13 @@ import torch
 
 from graftwork.checkpoints.expected import check_headers, expected_headers, in_order
 from graftwork.checkpoints.formats import Checkpoint, Header
+from graftwork.checkpoints.huggingface import read_json
 from graftwork.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from graftwork.checkpoints.keymap import KeyMap, Rule
-
-_CHUNK_ROWS_BYTES = 16 << 20
 
 
 def as_transformers(checkpoint: Checkpoint, key_map: KeyMap, config: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -46,8 +45,10 @@ def as_transformers(checkpoint: Checkpoint, key_map: KeyMap, config: Mapping[str
         theirs, rule = rules[name]
         return rule.from_theirs(_joined(checkpoint, theirs, rule.split_dimension(complete)), complete)
 
-    ordered = {name: headers[name] for name in in_order(list(headers), list(expected))}
-    return Checkpoint(path=checkpoint.path, format="hf", headers=ordered, read=read, values=config)
+    names = {theirs: hf for hf, (theirs, _) in rules.items()}
+    groups = [[names[name] for name in group if name in names] for group in checkpoint.groups]
+    ordered = {name: headers[name] for name in in_order(groups, list(expected))}
+    return Checkpoint(path=checkpoint.path, format="hf", headers=ordered, read=read, groups=groups, values=config)
 
 
 def as_theirs(checkpoint: Checkpoint, key_map: KeyMap, format_name: str) -> tuple[Checkpoint, dict[str, int | None]]:
@@ -61,6 +62,8 @@ def as_theirs(checkpoint: Checkpoint, key_map: KeyMap, format_name: str) -> tupl
     tied = bool(config.get("tie_word_embeddings"))
     found = {name: header for name, header in checkpoint.headers.items() if not (tied and _is_hf_head(name, key_map))}
     check_headers(expected, found, checkpoint.path)
+    if tied:
+        _check_tied_head(checkpoint, key_map)
     rules = {}
     for name in found:
         mapped = key_map.to_theirs(name)
@@ -70,7 +73,8 @@ def as_theirs(checkpoint: Checkpoint, key_map: KeyMap, format_name: str) -> tupl
             )
         rules[mapped[0]] = (name, mapped[1])
     if tied and key_map.tied is not None and key_map.writes_tied_head:
-        rules[key_map.tied[0]] = rules[key_map.tied[1]]
+        head, embeddings = key_map.tied
+        rules[head] = (rules[embeddings][0], _rule(head, key_map))
 
     def read(theirs: str, _: int) -> torch.Tensor:
         name, rule = rules[theirs]
@@ -90,7 +94,7 @@ def as_theirs(checkpoint: Checkpoint, key_map: KeyMap, format_name: str) -> tupl
 
 
 def config_values(checkpoint: Checkpoint, key_map: KeyMap) -> dict[str, Any]:
-    """``config.json`` for a checkpoint with ``params.json``: what the files' headers say fills what that leaves open."""
+    """``config.json`` for a checkpoint with ``params.json``; the files' headers fill what that leaves open."""
     params = dict(checkpoint.values)
     if key_map.tied is not None and params.get("vocab_size", -1) <= 0:
         params["vocab_size"] = _vocabulary(checkpoint, key_map.tied[1], params)
@@ -103,15 +107,28 @@ def config_values(checkpoint: Checkpoint, key_map: KeyMap) -> dict[str, Any]:
     return values
 
 
+def stated_config(checkpoint: Checkpoint, key_map: KeyMap) -> dict[str, Any]:
+    """:func:`config_values`, or the ``config.json`` that lies beside ``params.json`` and says the same and more.
+
+    Raises :class:`ModelError` where the two contradict each other.
+    """
+    derived = config_values(checkpoint, key_map)
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    if not (folder / "config.json").is_file():
+        return derived
+    stated = read_json(folder / "config.json")
+    if differing := _differing(completed(stated), completed(derived)):
+        told = ", ".join(f"{key} {one!r} and {other!r}" for key, one, other in differing)
+        raise ModelError(f"model {checkpoint.path}: config.json and params.json contradict each other: {told}")
+    return stated
+
+
 def params_values(config: Mapping[str, Any], key_map: KeyMap, format_name: str) -> dict[str, Any]:
     """``params.json`` of a configuration, checked to say all of it that changes what the model computes."""
     params = key_map.to_params(config)
     back = completed({**key_map.to_config(params), "tie_word_embeddings": config.get("tie_word_embeddings", False)})
-    lost = [
-        key for key in sorted(back.keys() | config.keys()) if key not in _ELSEWHERE and back.get(key) != config.get(key)
-    ]
-    if lost:
-        told = ", ".join(f"{key}={config.get(key)!r} (it would be {back.get(key)!r})" for key in lost)
+    if lost := _differing(config, back):
+        told = ", ".join(f"{key}={stated!r} (it would be {other!r})" for key, stated, other in lost)
         raise ModelError(
             f"params.json of the {format_name} format cannot say what this model's configuration says: {told}"
         )
@@ -128,12 +145,17 @@ _ELSEWHERE = frozenset(
 )  # fmt: skip
 
 
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    keys = sorted((one.keys() | other.keys()) - _ELSEWHERE)
+    return [(key, one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)]
+
+
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:
     """``config.json`` with the defaults of its configuration class filled in."""
-    from graftwork.builders.model_config import config_of_values
+    from graftwork.builders.model_config import config_of_values, without_code
 
-    plain = {key: value for key, value in values.items() if key not in {"model_type", "auto_map"}}
-    complete: dict[str, Any] = config_of_values(values["model_type"], plain, {}).to_dict()
+    plain = without_code(values)
+    complete: dict[str, Any] = config_of_values(plain.pop("model_type"), plain, {}).to_dict()
     return complete
 
 
@@ -179,6 +201,13 @@ def _joined(checkpoint: Checkpoint, name: str, dimension: int | None) -> torch.T
     return torch.cat([checkpoint.read(name, part) for part in range(checkpoint.parts)], dim=dimension)
 
 
+def _rule(theirs: str, key_map: KeyMap) -> Rule:
+    mapped = key_map.to_hf(theirs)
+    if mapped is None:
+        raise ModelError(f"key map: {theirs} is declared as tied, and no rule names it")
+    return mapped[1]
+
+
 def _is_tied_head(name: str, key_map: KeyMap) -> bool:
     return key_map.tied is not None and name == key_map.tied[0]
 
@@ -186,6 +215,19 @@ def _is_tied_head(name: str, key_map: KeyMap) -> bool:
 def _is_hf_head(name: str, key_map: KeyMap) -> bool:
     mapped = key_map.to_theirs(name)
     return mapped is not None and _is_tied_head(mapped[0], key_map)
+
+
+def _check_tied_head(checkpoint: Checkpoint, key_map: KeyMap) -> None:
+    """Raises :class:`ModelError` where the files hold a head that is not the embeddings, as the configuration says."""
+    head = next((name for name in checkpoint.headers if _is_hf_head(name, key_map)), None)
+    if head is None or key_map.tied is None:
+        return
+    embeddings = key_map.to_hf(key_map.tied[1])
+    if embeddings is not None and not has_tied_head(checkpoint, head, embeddings[0]):
+        raise ModelError(
+            f"model {checkpoint.path}: config.json says that the head is tied to the embeddings, and {head} holds "
+            "other numbers: set tie_word_embeddings to false there if they are what the model computes with"
+        )
 
 
 def _theirs(name: str, key_map: KeyMap) -> str:

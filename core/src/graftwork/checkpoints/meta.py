@@ -1,4 +1,4 @@
-"""The format of Meta's releases: ``params.json`` beside ``consolidated.NN.pth``, one file for each model-parallel rank."""
+"""The format of Meta's releases: ``params.json`` beside ``consolidated.NN.pth``, one for each model-parallel rank."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from graftwork.checkpoints.formats import Checkpoint, Header
-from graftwork.checkpoints.huggingface import open_pickled, read_json, write_json
+from graftwork.checkpoints.huggingface import CONSOLIDATED, has_weights, open_pickled, read_json, write_json
 from graftwork.checkpoints.torch_files import TorchFile
 from graftwork.errors import ModelError
 
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 PATTERN = "consolidated.[0-9][0-9].pth"
 
 
+def is_meta(path: Path) -> bool:
+    """Where weights under transformers' names lie beside them those are what is loaded."""
+    if path.is_file():
+        return path.suffix in {".pth", ".pt", ".bin"} and CONSOLIDATED in open_pickled(path).headers
+    return any(path.glob(PATTERN)) and not has_weights(path)
+
+
 def open_meta(path: Path) -> Checkpoint:
     """The parts in a folder, or one file. Every part must hold the same names in the same shapes."""
     folder = path.parent if path.is_file() else path
@@ -29,20 +36,21 @@ def open_meta(path: Path) -> Checkpoint:
         raise ModelError(f"model {path}: there is no consolidated.00.pth")
     _check_complete(files, path)
     opened = [open_pickled(file) for file in files]
-    headers = opened[0][0]
-    for file, (own, _) in zip(files, opened, strict=True):
+    headers = opened[0].headers
+    for file, (own, _, _) in zip(files, opened, strict=True):
         if differing := sorted(name for name in own.keys() | headers.keys() if own.get(name) != headers.get(name)):
             raise ModelError(
                 f"{file}: {len(differing)} weights are not as in {files[0].name} ({', '.join(differing[:3])}): the "
                 "files are not parts of one model"
             )
     values = read_json(folder / "params.json") if (folder / "params.json").is_file() else {}
-    readers = [read for _, read in opened]
+    readers = [each.read for each in opened]
     return Checkpoint(
         path=path,
         format="meta",
         headers=headers,
         read=lambda name, part: readers[part](name),
+        groups=opened[0].groups,
         values=values,
         parts=len(files),
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graftwork.checkpoints.formats import Checkpoint
 from graftwork.checkpoints.huggingface import (
+    checkpoint_of,
+    has_weights,
     open_safetensors,
     open_shards,
     read_json,
@@ -19,9 +20,16 @@ from graftwork.errors import ModelError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from graftwork.checkpoints.formats import WriteRequest
+    from graftwork.checkpoints.formats import Checkpoint, WriteRequest
 
 SINGLE = "consolidated.safetensors"
+
+
+def is_mistral(path: Path) -> bool:
+    """Where weights under transformers' names lie beside them those are what is loaded."""
+    if path.is_file():
+        return path.suffix == ".safetensors" and path.name.startswith("consolidated")
+    return ((path / SINGLE).is_file() or (path / f"{SINGLE}.index.json").is_file()) and not has_weights(path)
 
 
 def open_mistral(path: Path) -> Checkpoint:
@@ -29,9 +37,9 @@ def open_mistral(path: Path) -> Checkpoint:
     files = [path] if path.is_file() else shard_files(path, SINGLE)
     if not files:
         raise ModelError(f"model {path}: there is neither {SINGLE} nor {SINGLE}.index.json")
-    headers, read = open_shards(files, open_safetensors)
+    opened = open_shards(files, open_safetensors)
     values = read_json(folder / "params.json") if (folder / "params.json").is_file() else {}
-    return Checkpoint(path=path, format="mistral", headers=headers, read=lambda name, _: read(name), values=values)
+    return checkpoint_of(path, "mistral", opened, values)
 
 
 def write_mistral(request: WriteRequest) -> None:

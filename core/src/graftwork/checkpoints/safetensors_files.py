@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -74,7 +74,7 @@ def read_tensor(file: Path, stored: Stored) -> torch.Tensor:
     content = torch.empty(header.nbytes, dtype=torch.uint8)
     with file.open("rb", buffering=0) as stream:
         stream.seek(stored.start)
-        target = memoryview(content.numpy())
+        target = memoryview(content.numpy())  # type: ignore[arg-type]  # numpy arrays are buffers from 3.12 on
         while len(target) > 0:
             count = stream.readinto(target)
             if not count:
@@ -99,14 +99,14 @@ def bytes_of(tensor: torch.Tensor, name: str, header: Header) -> memoryview:
             f"weight {name} is {tuple(tensor.shape)} {tensor.dtype}, and its file's header says {header.shape} "
             f"{header.dtype}: the file is damaged"
         )
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def _stored(name: str, entry: Mapping[str, object], base: int, size: int) -> Stored:
-    begin, end = entry["data_offsets"]  # type: ignore[misc]
+def _stored(name: str, entry: Mapping[str, Any], base: int, size: int) -> Stored:
+    begin, end = entry["data_offsets"]
     if entry["dtype"] not in _DTYPES:
         raise ValueError(f"{name} is of dtype {entry['dtype']}, which is not known here")
-    header = Header(tuple(entry["shape"]), _DTYPES[str(entry["dtype"])])  # type: ignore[arg-type]
+    header = Header(tuple(entry["shape"]), _DTYPES[entry["dtype"]])
     if end - begin != math.prod(header.shape) * header.dtype.itemsize or base + end > size or begin < 0:
         raise ValueError(f"{name} would lie at bytes {begin} to {end}")
     return Stored(header, base + begin)

@@ -11,6 +11,7 @@ import math
 import pickle
 import zipfile
 from collections import OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -63,6 +64,8 @@ class TorchFile:
                 self._entry("version", b"3\n")
                 self.archive.close()
         finally:
+            with suppress(OSError, ValueError):  # what could not be written raised before
+                self.archive.close()
             self.stream.close()
 
     def _entry(self, name: str, content: bytes | memoryview) -> None:
@@ -84,7 +87,7 @@ class _Tensor:
     def __reduce__(self) -> tuple[Any, ...]:
         shape, dtype = self.header
         strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-        parts = (self.storage, 0, shape, strides, False, OrderedDict())
+        parts: tuple[Any, ...] = (self.storage, 0, shape, strides, False, OrderedDict())
         if dtype in _STORAGES:
             return torch._utils._rebuild_tensor_v2, parts
         return torch._utils._rebuild_tensor_v3, (*parts, dtype)
