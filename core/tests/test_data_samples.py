@@ -199,12 +199,28 @@ def test_every_bad_row_is_reported_at_once() -> None:
 
     with pytest.raises(DataError) as caught:
         read_samples(source_of(30), encode, 100, "error")
-    lines = str(caught.value).splitlines()
-    assert lines[0] == "15 of 30 rows cannot be used:"
-    assert lines[1:3] == ["  rows.jsonl:2: odd", "  rows.jsonl:4: odd"]
-    assert lines[-1] == "  ... and 5 more"
+    assert str(caught.value) == "15 of 30 rows cannot be used:\n  rows.jsonl: rows 2, 4, 6 and 12 more: odd"
     with pytest.raises(DataError, match=r"^rows\.jsonl:2: odd$"):
         read_samples(source_of(2), encode, 100, "error")
+
+
+def test_causes_are_told_apart_and_listed_up_to_ten() -> None:
+    def encode(one: Row) -> Sample:
+        number = one.data["n"]
+        raise DataError(
+            f"{one.where}: " + ("odd" if number % 2 else f"{number} tokens" if number < 6 else "x" * number)
+        )
+
+    with pytest.raises(DataError) as caught:
+        read_samples(source_of(30), encode, 100, "error")
+    lines = str(caught.value).splitlines()
+    assert lines[:3] == [
+        "30 of 30 rows cannot be used:",
+        "  rows.jsonl: rows 1, 3 and 5, the first of them: 0 tokens",
+        "  rows.jsonl: rows 2, 4, 6 and 12 more: odd",
+    ]
+    assert lines[3] == "  rows.jsonl:7: xxxxxx"
+    assert lines[11:] == ["  ... and 4 more causes"]
 
 
 def test_rows_that_were_dropped_or_cut_are_counted(caplog: pytest.LogCaptureFixture) -> None:

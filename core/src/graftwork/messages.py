@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Role(StrEnum):
@@ -35,21 +35,49 @@ class ContentItem(BaseModel):
     content: str | None = None
     binary: bytes | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_text(cls, data: Any) -> Any:
+        """OpenAI's spelling of a text part has the text under ``text``."""
+        if isinstance(data, dict) and "text" in data and "content" not in data:
+            return {("content" if key == "text" else key): value for key, value in data.items()}
+        return data
+
 
 class Message(BaseModel):
-    """One turn. ``content`` is a text or a list of parts."""
+    """One turn. ``content`` is a text or a list of parts; a message that calls tools may be without.
+
+    ``tool_calls`` are as OpenAI has them (``{"id": ..., "type": "function", "function": {"name": ..., "arguments":
+    ...}}``); ``tool_call_id`` is the call that a tool's message answers, and ``name`` the tool.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Role
-    content: str | list[ContentItem]
+    content: str | list[ContentItem] | None
     id: str | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_content(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("tool_calls"):
+            return {"content": None, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _require_content(self) -> Message:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content is null, and there are no tool_calls: give one of them")
+        return self
 
     @property
     def text(self) -> str:
         """The texts of the message, joined; images are left out."""
-        if isinstance(self.content, str):
-            return self.content
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
         return "".join(item.content or "" for item in self.content if item.type is Type.TEXT)
 
 

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from graftwork.chat.content import POLICIES, encode_apart, foreign_tokens, refusal
 from graftwork.chat.parts import encode_parts
 from graftwork.chat.prefix import spans_by_prefixes
-from graftwork.chat.render import Messages, plain_messages, render, require_all_roles, special_tokens, trace
+from graftwork.chat.render import (
+    Messages,
+    plain_messages,
+    render,
+    require_all_roles,
+    require_place_for_tools,
+    special_tokens,
+    trace,
+)
 from graftwork.chat.roles import owner_at, owners
 from graftwork.chat.template import TemplateSource, find_template
 from graftwork.chat.vocabulary import hf_tokenizer, vocabulary_of
@@ -168,6 +176,7 @@ def write_chat(
     found = find_template(template, hf_tokenizer(tokenizer))
     rows = plain_messages(messages)
     names = {**special_tokens(tokenizer), "tools": None, "add_generation_prompt": False, **variables}
+    require_place_for_tools(found, rows, names)
     write = _in_parts if found.encoding == "parts" else _whole
     written = write(found, rows, names, tokenizer, special_tokens_in_content)
     require_all_roles(found, rows, names, written.text)

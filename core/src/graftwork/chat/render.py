@@ -104,7 +104,10 @@ def plain_messages(messages: Messages) -> list[dict[str, Any]]:
 
 def _plain_message(message: Message | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(message, Message):
-        return {"role": str(message.role), "content": _plain_content(message.content)}
+        content = None if message.content is None else _plain_content(message.content)
+        plain = {"role": str(message.role), "content": content, "name": message.name}
+        plain |= {"tool_calls": _plain(message.tool_calls), "tool_call_id": message.tool_call_id}
+        return {key: value for key, value in plain.items() if value is not None}
     if not isinstance(message, Mapping) or "role" not in message:
         raise DataError(f"a message must be an object with 'role' and 'content', not {str(message)[:80]!r}")
     plain = {str(key): _plain(value) for key, value in message.items() if value is not None}
@@ -141,6 +144,19 @@ def _plain(value: Any) -> Any:
 
 
 # What a template leaves out
+
+
+def require_place_for_tools(
+    template: TemplateSource, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
+) -> None:
+    """Raises :class:`DataError` where tools or calls of tools are given, and the template does not speak of them."""
+    given = {"tools": variables.get("tools"), "tool_calls": any(message.get("tool_calls") for message in messages)}
+    for name, value in given.items():
+        if value and name not in template.source:
+            raise DataError(
+                f"chat template {template.label} has no place for the {name} of the conversation, which would be left "
+                "out without a word; choose a template that supports tools (graft templates ls), or take them out"
+            )
 
 
 def require_all_roles(

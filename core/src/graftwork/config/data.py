@@ -74,6 +74,9 @@ class DataParams(Params):
         default_factory=DatasetSplitParams, description="What eval_loss is measured on during the run."
     )
     test: DatasetSplitParams = Field(default_factory=DatasetSplitParams, description="Held out to the end.")
+    special_tokens_in_content: Literal["error", "as_text", "allow"] = Field(
+        "error", description="What becomes of a control token in a message: refused, plain text, or a control token."
+    )
 
     def splits(self) -> dict[str, DatasetSplitParams]:
         """The splits by name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -28,6 +29,21 @@ def to_conversation(row: Row, messages_field: str = "messages") -> Conversation:
         if prompt in data and completion in data:
             return turns(text_of(data, prompt, row.where), text_of(data, completion, row.where))
     raise DataError(f"{row.where}: fields {', '.join(data) or 'none'} are no known row; expected one of: {SHAPES}")
+
+
+def tools_of(row: Row) -> list[dict[str, Any]] | None:
+    """The tools that the row's conversation may call: a list in the field ``tools``, or the JSON of one."""
+    tools = row.data.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except json.JSONDecodeError:
+            raise DataError(f"{row.where}: tools is a text that is not JSON: {tools!r:.60}") from None
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise DataError(f"{row.where}: tools is no list of objects but {tools!r:.60}")
+    return tools
 
 
 def from_messages(messages: Any, where: str, field: str) -> Conversation:

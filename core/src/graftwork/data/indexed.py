@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 SHOWN = 10
-"""How many bad rows one error lists."""
-
+"""How many kinds of bad rows one error lists."""
+NAMED = 3
+"""How many rows of one kind it names."""
 NOTHING_LEFT = (
     "the data has rows, but none that can be learned from: each is dropped, shorter than two tokens, or left out by "
     "sample_count or mixture_proportion; change these, or the data"
@@ -41,7 +43,7 @@ class Counts:
 def read_samples(source: RowSource, encode: Encode, max_length: int | None, over_long: str) -> list[Sample]:
     """Every row of a source as a sample. All bad rows are reported in one :class:`DataError`."""
     samples: list[Sample] = []
-    problems: list[str] = []
+    problems: list[tuple[str, str]] = []
     read = shortened = 0
     for row in source.rows():
         read += 1
@@ -49,7 +51,7 @@ def read_samples(source: RowSource, encode: Encode, max_length: int | None, over
             sample = encode(row)
             kept = sample if max_length is None else fit(sample, max_length, over_long)
         except DataError as error:
-            problems.append(str(error))
+            problems.append((row.where, str(error).removeprefix(f"{row.where}: ")))
         else:
             samples.extend([kept] if kept else [])
             shortened += kept is not None and len(kept) < len(sample)
@@ -65,13 +67,31 @@ def read_samples(source: RowSource, encode: Encode, max_length: int | None, over
     return samples
 
 
-def bad_rows(problems: Sequence[str], read: int) -> DataError:
-    """One error for all of them."""
+def bad_rows(problems: Sequence[tuple[str, str]], read: int) -> DataError:
+    """One error for all of them: places, and what is wrong there. What is wrong in many rows is said once."""
     if len(problems) == 1:
-        return DataError(problems[0])
-    listed = "\n".join(f"  {problem}" for problem in problems[:SHOWN])
-    more = f"\n  ... and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    return DataError(f"{len(problems)} of {read} rows cannot be used:\n{listed}{more}")
+        return DataError(": ".join(problems[0]))
+    causes: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for where, cause in problems:
+        # Causes that differ in a number (of tokens, of a message) are one; the first of them stands for all.
+        causes.setdefault((where.rpartition(":")[0], re.sub(r"\d+", "#", cause)), []).append((where, cause))
+    listed = [_said_once(rows) for rows in causes.values()]
+    more = [f"... and {len(listed) - SHOWN} more causes"] if len(listed) > SHOWN else []
+    return DataError("\n  ".join([f"{len(problems)} of {read} rows cannot be used:", *listed[:SHOWN], *more]))
+
+
+def _said_once(rows: Sequence[tuple[str, str]]) -> str:
+    where, cause = rows[0]
+    if len(rows) == 1:
+        return f"{where}: {cause}"
+    file = where.rpartition(":")[0]
+    numbers = [row.rpartition(":")[2] for row, _ in rows]
+    if len(numbers) > NAMED:
+        listed = f"{', '.join(numbers[:NAMED])} and {len(numbers) - NAMED} more"
+    else:
+        listed = f"{', '.join(numbers[:-1])} and {numbers[-1]}"
+    alike = all(other == cause for _, other in rows)
+    return f"{file}: rows {listed}{'' if alike else ', the first of them'}: {cause}"
 
 
 def batches(items: Iterable[Block], size: int) -> Iterator[list[Block]]:

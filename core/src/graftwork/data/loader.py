@@ -43,6 +43,7 @@ class LoadRequest:
     batch_size: int
     accumulation: int = 1
     template_variables: Mapping[str, Any] = field(default_factory=dict)
+    special_tokens_in_content: str = "error"
 
 
 def schema_of(split: DatasetSplitParams) -> str:
@@ -123,7 +124,12 @@ def encoder_for(spec: DatasetSpec, options: BaseModel | None, request: LoadReque
     if spec.schema == "chat":
         messages_field = getattr(options, "messages_field", "messages")
         return chat_encoder(
-            request.tokenizer, request.split, messages_field, request.stop_ids, request.template_variables
+            request.tokenizer,
+            request.split,
+            messages_field,
+            request.stop_ids,
+            request.template_variables,
+            request.special_tokens_in_content,
         )
     raise DataError(f"dataset {spec.name} holds {spec.schema} rows, which this loader does not read")
 

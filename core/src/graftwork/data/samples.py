@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graftwork.data.conversations import to_conversation
+from graftwork.data.conversations import to_conversation, tools_of
 from graftwork.data.readers import Row
 from graftwork.errors import DataError
 
@@ -85,11 +85,13 @@ def chat_encoder(
     messages_field: str,
     stop_ids: frozenset[int],
     variables: Mapping[str, Any],
+    special_tokens_in_content: str = "error",
 ) -> Encode:
     """Conversations through the tokenizer's chat template; the assistant's tokens are trained.
 
     Every trained turn must end in a stop token: a model that never learns to stop is the commonest silent
     failure of fine-tuning. ``variables`` are the template's (``model.chat_template_kwargs``).
+    ``special_tokens_in_content`` is ``data.special_tokens_in_content``.
     """
     from graftwork.chat import check_turns, encode_conversation, prompt_mismatch
 
@@ -97,15 +99,14 @@ def chat_encoder(
 
     def encode(row: Row) -> Sample:
         conversation = to_conversation(row, messages_field)
+        given = {**variables, "tools": tools_of(row), "special_tokens_in_content": special_tokens_in_content}
         try:
+            encoded = encode_conversation(conversation, tokenizer=tokenizer, train_target=split.train_target, **given)
+            encoded = check_turns(encoded, stop_ids, tokenizer)
             if not asked:
-                asked.append(prompt_mismatch(conversation, tokenizer=tokenizer, **variables))
+                asked.append(prompt_mismatch(conversation, tokenizer=tokenizer, **given))
                 if asked[0]:
                     logger.warning("%s: %s", row.where, asked[0])
-            encoded = encode_conversation(
-                conversation, tokenizer=tokenizer, train_target=split.train_target, **variables
-            )
-            encoded = check_turns(encoded, stop_ids, tokenizer)
         except DataError as error:
             raise DataError(f"{row.where}: {error}") from None
         return Sample(np.asarray(encoded.input_ids, np.int32), np.asarray(encoded.trained, np.bool_), row.where)

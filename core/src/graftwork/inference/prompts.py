@@ -35,9 +35,7 @@ def encode_prompt(prompt: Prompt, loaded: LoadedModel) -> EncodedPrompt:
     if isinstance(prompt, str):
         ids = encode_text(prompt, loaded.tokenizer)
         return EncodedPrompt(text=prompt, ids=ids, context=ids[-CONTEXT_IDS:])
-    text = render_prompt(prompt, loaded)
-    ids = list(loaded.tokenizer.encode(text, add_special_tokens=False))
-    return EncodedPrompt(text=text, ids=ids, context=[])
+    return encode_conversation(prompt, loaded)
 
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
@@ -55,19 +53,18 @@ def encode_text(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     return ids
 
 
-def render_prompt(messages: Sequence[Message] | Sequence[Mapping[str, Any]], loaded: LoadedModel) -> str:
-    """The conversation as text, up to where the assistant's answer begins."""
-    from graftwork.chat import render_chat
+def encode_conversation(
+    messages: Sequence[Message] | Sequence[Mapping[str, Any]], loaded: LoadedModel
+) -> EncodedPrompt:
+    """The conversation up to where the assistant's answer begins; control tokens in a message are plain text."""
+    from graftwork import chat
 
     if loaded.chat_template is None:
         raise ModelError(without_template(loaded))
-    return render_chat(
-        messages,
-        template=loaded.chat_template,
-        tokenizer=loaded.tokenizer,
-        add_generation_prompt=True,
-        **loaded.template_variables,
+    text, ids = chat.encode_prompt(
+        messages, template=loaded.chat_template, tokenizer=loaded.tokenizer, **loaded.template_variables
     )
+    return EncodedPrompt(text=text, ids=ids, context=[])
 
 
 def without_template(loaded: LoadedModel) -> str:

@@ -122,6 +122,7 @@ def load_request(
         batch_size=training.per_device_train_batch_size,
         accumulation=training.gradient_accumulation_steps,
         template_variables=config.model.chat_template_kwargs,
+        special_tokens_in_content=config.data.special_tokens_in_content,
     )
 
 
@@ -153,6 +154,7 @@ def load_validation(
             seed=training.seed,
             batch_size=training.per_device_eval_batch_size,
             template_variables=config.model.chat_template_kwargs,
+            special_tokens_in_content=config.data.special_tokens_in_content,
         )
     )
 
@@ -184,12 +186,9 @@ def encode_prompt(text: str, tokenizer: PreTrainedTokenizerFast, documents: bool
     """A text to go on with, or a question through the chat template."""
     if documents:
         return tuple(tokenizer(text).input_ids)
-    from graftwork.chat import render_chat
+    from graftwork.chat import encode_prompt as encode_question
 
-    rendered = render_chat(
-        [{"role": "user", "content": text}], template=None, tokenizer=tokenizer, add_generation_prompt=True
-    )
-    return tuple(tokenizer(rendered, add_special_tokens=False).input_ids)
+    return tuple(encode_question([{"role": "user", "content": text}], tokenizer=tokenizer)[1])
 
 
 def facts_of(model: nn.Module, forward: Forward) -> dict[str, Any]:
