@@ -119,7 +119,8 @@ class TorchtuneTokenizer:
         """The ids of one message, with its header and its end unless told otherwise; no BOS and no EOS."""
         row = message_of(message)
         layout = self.layout if add_start_tokens else replace(self.layout, header=())
-        return self._message(row, layout, trim=False, end=self._end(row) if add_end_tokens else ())
+        ids = self._message(row, layout, trim=False, end=self._end(row) if add_end_tokens else ())
+        return [index for index in ids if index is not None]
 
     def tokenize_messages(
         self,
@@ -141,10 +142,10 @@ class TorchtuneTokenizer:
         rows = [message_of(message) for message in messages]
         rows = [row for row in rows if not (ignore_system_prompt and row.role == "system")]
         rows = _templated(rows, self.layout)
-        ids, mask = self._conversation(rows, ended, add_start_tokens, limit)
+        ids, mask, last = self._conversation(rows, ended, add_start_tokens, limit)
         if limit is None or (len(ids) < limit and not self.layout.short_ends):
             return ids, mask
-        masked = mask[-1] if self.layout.cut_masked is None else self.layout.cut_masked
+        masked = last.masked if self.layout.cut_masked is None else self.layout.cut_masked
         return self._cut(ids, limit, self.eos_id if ended else None), self._cut(mask, limit, masked if ended else None)
 
     def __call__(self, sample: Mapping[str, Any], inference: bool = False) -> dict[str, Any]:
@@ -153,7 +154,10 @@ class TorchtuneTokenizer:
         tokens, mask = self.tokenize_messages(sample["messages"], add_end_tokens=not inference)
         return {**rest, "tokens": tokens, "mask": mask}
 
-    def _conversation(self, rows: list[TorchtuneMessage], ended: bool, started: bool, limit: int | None) -> Tokens:
+    def _conversation(
+        self, rows: list[TorchtuneMessage], ended: bool, started: bool, limit: int | None
+    ) -> tuple[list[int], list[bool], TorchtuneMessage]:
+        """The ids and the mask up to the message that reaches ``limit``, and that message."""
         layout, ids, mask = self.layout, list[int](), list[bool]()
         if layout.bos_before == "conversation" and started and self.bos_id is not None:
             ids, mask = [self.bos_id], [True]
@@ -172,8 +176,8 @@ class TorchtuneTokenizer:
             if limit is not None and len(ids) >= limit:
                 break
         if ended and layout.eos_after == "conversation" and self.eos_id is not None:
-            ids, mask = [*ids, self.eos_id], [*mask, mask[-1] if layout.eos_masked is None else layout.eos_masked]
-        return ids, mask
+            ids, mask = [*ids, self.eos_id], [*mask, row.masked if layout.eos_masked is None else layout.eos_masked]
+        return ids, mask, row
 
     def _message(
         self, row: TorchtuneMessage, layout: MessageLayout, *, trim: bool, end: tuple[str, ...]
@@ -202,8 +206,8 @@ class TorchtuneTokenizer:
         when = self.layout.last_end
         return {"always": False, "with_end_tokens": not ended, "not_assistant": row.role == "assistant"}[when]
 
-    def _parts(self, parts: Iterable[str]) -> list[int]:
-        ids: list[int] = []
+    def _parts(self, parts: Iterable[str]) -> list[int | None]:
+        ids: list[int | None] = []
         for part in parts:
             special = self.special_tokens.get(part)
             ids += self.base.encode_ordinary(part) if special is None else [special]
@@ -218,7 +222,7 @@ class TorchtuneTokenizer:
 
     def _cut(self, values: list[Any], limit: int, last: Any) -> list[Any]:
         kept = values[:limit] if self.truncation_type == "right" else values[-limit:]
-        return kept if last is None else [*kept[:-1], last]
+        return kept if last is None or not kept else [*kept[:-1], last]
 
 
 def message_of(message: Any) -> TorchtuneMessage:
