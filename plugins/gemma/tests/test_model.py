@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from graftwork import ModelParams, build_model
 from graftwork.registry import get_registry
@@ -59,6 +60,17 @@ def test_the_pattern_of_layers_matters(kind: str) -> None:
     for pair in ((config, other), (other, config)):
         with pytest.raises(AssertionError, match="Tensor-likes are not close"):
             compare(*pair)
+
+
+@pytest.mark.parametrize("kind", FAMILY.model_types)
+def test_dropout_in_training(kind: str) -> None:
+    for share in (0.0, 0.5):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(FAMILY.tiny_config(kind, attention_dropout=share)).train()
+        with torch.no_grad():
+            first, second = (model(torch.arange(3, 20)[None]).logits for _ in range(2))
+            assert torch.equal(first, second) is (share == 0.0)
+            assert torch.equal(model.eval()(torch.arange(3, 20)[None]).logits, model(torch.arange(3, 20)[None]).logits)
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)

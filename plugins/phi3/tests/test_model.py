@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from graftwork import ModelParams, build_model
 from graftwork.registry import get_registry
@@ -88,8 +90,6 @@ def test_dropout_in_training() -> None:
 
 
 def build_model_of(config: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
 
@@ -111,8 +111,6 @@ def test_phi4_turns_by_another_base() -> None:
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if "short_factor" in preset.values["rope_parameters"]])
 def test_longrope_as_built(preset: Any) -> None:
     """A model of this head width rotates by the published factors, and more strongly by 1.1902381."""
-    from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
-
     rotary = Phi3RotaryEmbedding(preset.config())
     assert rotary.attention_scaling == pytest.approx(1.1902381, abs=1e-7)
     rope = preset.values["rope_parameters"]

@@ -131,8 +131,8 @@ def refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:
     """A keyword that is swallowed (attention sinks, a position bias) would be a silent bug; so would a direction."""
     if not getattr(module, "is_causal", True):
         raise ModelError(
-            f"{type(module).__name__} attends to later tokens too (use_bidirectional_attention), which segment attention "
-            "does not; set training.trainer_kwargs.layout: padded"
+            f"{type(module).__name__} attends to later tokens too (use_bidirectional_attention), which segment "
+            "attention does not; set training.trainer_kwargs.layout: padded"
         )
     unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in HANDLED)
     if unknown:
