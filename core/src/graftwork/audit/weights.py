@@ -58,14 +58,18 @@ def _check_shard(shard: Path, wanted: list[str], name: str) -> Iterator[Finding]
             yield Finding(severity="lie", file=name, key=lacking[0], value=shard.name, what=what, remedy=_FETCH)
 
 
+class _Object(list[tuple[str, Any]]):
+    """A JSON object as it stands, with names that are there twice."""
+
+
 def _pairs_of(file: Path) -> list[tuple[str, Any]]:
     """The entries of a header as they stand, equal names too; raises ValueError where it is none."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > min(file.stat().st_size - 8, _MOST_HEADER_BYTES):
             raise ValueError(f"its header would be {length:,} bytes long")
-        pairs = json.loads(stream.read(length), object_pairs_hook=list)
-    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+        pairs = json.loads(stream.read(length), object_pairs_hook=_Object)
+    if not isinstance(pairs, _Object):
         raise ValueError("its header is no JSON object")
     return pairs
 

@@ -132,7 +132,7 @@ class TensorRules:
 
     def named(self, module: str, name: str) -> _Named:
         full = f"{module}.{name}"
-        if full not in _CALLS and full not in _STORAGES and full not in _DTYPES:
+        if full not in TENSOR_GLOBALS:
             raise UnsafePickleError(
                 f"{self.path}: refused: its pickle names {full[:120]}, which is no part of a tensor and could run "
                 f"code. Nothing of it was run; {REMEDY}"
@@ -250,6 +250,9 @@ _CALLS: Mapping[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v3": TensorRules.tensor_of_dtype,
     "torch._utils._rebuild_parameter": TensorRules.parameter,
 }
+
+TENSOR_GLOBALS = frozenset({*_CALLS, *_STORAGES, *_DTYPES})
+"""All that a pickle of tensors names."""
 
 
 def _said(value: Any) -> str:
