@@ -60,10 +60,15 @@ def checkpoint_dtype(config_values: Mapping[str, Any], path: Path) -> torch.dtyp
     if stated and isinstance(getattr(torch, str(stated), None), torch.dtype):
         dtype: torch.dtype = getattr(torch, str(stated))
         return dtype
-    for file in sorted(path.glob("*.safetensors")):
+    files = sorted(path.glob("*.safetensors"))
+    for file in files:
         for name in _stored_dtypes(file):
             if name in _STORED:
                 return _STORED[name]
+    if not files and (path / "config.json").is_file():
+        from graftwork.checkpoints.loading import stored_dtype
+
+        return stored_dtype(path) or torch.float32
     return torch.float32
 
 

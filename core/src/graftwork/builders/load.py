@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+)
 from transformers.utils import logging as transformers_logging
 
 from graftwork.builders.dtype import DeviceMap, device_of
 from graftwork.builders.quiet import no_progress_bar
+from graftwork.checkpoints.loading import lazy_weights, load_generation_config
 from graftwork.errors import ModelError
 
 if TYPE_CHECKING:
@@ -26,13 +30,20 @@ logger = logging.getLogger("graftwork.model")
 
 
 def model_class(config: PretrainedConfig, trust_remote_code: bool) -> type[PreTrainedModel]:
-    """The causal language model class of a configuration. Raises :class:`ModelError` where there is none."""
+    """The class of a configuration: a causal language model, or the classifier that its ``architectures`` name.
+
+    Raises :class:`ModelError` where there is none.
+    """
     if trust_remote_code and hasattr(config, "auto_map"):
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
         reference = config.auto_map["AutoModelForCausalLM"]
         remote: type[PreTrainedModel] = get_class_from_dynamic_module(reference, config.name_or_path)
         return remote
+    classifier = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    if classifier is not None and classifier.__name__ in (config.architectures or ()):
+        named: type[PreTrainedModel] = classifier
+        return named
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
             f"model_type {config.model_type!r} has no causal language model in transformers, and no plugin's family "
@@ -60,7 +71,7 @@ def fresh(
 
 
 def load(cls: type[PreTrainedModel], path: Path, **keywords: Any) -> PreTrainedModel:
-    """A model in evaluation mode with the weights in ``path``, every one of them.
+    """A model in evaluation mode with the weights in ``path``, every one of them. ``keywords`` hold its ``config``.
 
     Raises :class:`ModelError` where the weights do not fit the architecture: transformers would fill what is
     missing with fresh ones.
@@ -69,14 +80,17 @@ def load(cls: type[PreTrainedModel], path: Path, **keywords: Any) -> PreTrainedM
         raise ModelError(
             f'model {path}: torch.device("meta") builds without weights: set load_pretrained_weights=False'
         )
+    weights = lazy_weights(path, keywords["config"])
     with _explained(f"model {path}"), _quiet(), _without_adapter(path) as folder:
         model, info = cls.from_pretrained(
-            folder,
+            folder if weights is None else None,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # checked below, with both shapes
-            **{key: value for key, value in keywords.items() if value is not None},
+            **{key: value for key, value in {**keywords, "state_dict": weights}.items() if value is not None},
         )
     _check_loaded(info, path)
+    if weights is not None:
+        load_generation_config(model, path)
     loaded: PreTrainedModel = model
     return loaded
 

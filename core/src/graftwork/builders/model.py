@@ -162,7 +162,7 @@ def _request(
     config, family, path = _configured(params, source)
     check_length(params.model_max_length, config)
     weights = path if params.load_pretrained_weights else None
-    stored = checkpoint_dtype(read_config(weights), weights) if weights is not None else None
+    stored = checkpoint_dtype(read_config(weights, params.family), weights) if weights is not None else None
     request = BuildRequest(
         params=params,
         config=config,
@@ -178,7 +178,7 @@ def _configured(params: ModelParams, source: ResolvedModel) -> tuple[PretrainedC
     if source.preset is not None:
         return *_of_preset(params, source.preset), None
     path = locate(source, trust_remote_code=params.trust_remote_code, weights=params.load_pretrained_weights)
-    values = read_config(path)
+    values = read_config(path, params.family)
     family = choose_family(values["model_type"], values.get("architectures") or (), params.family)
     config = config_of_folder(path, params.model_kwargs, family, trust_remote_code=params.trust_remote_code)
     return config, family, path

@@ -46,7 +46,7 @@ def config_of_folder(
 
     Raises :class:`ModelError` where only such code would know the architecture.
     """
-    values = read_config(path)
+    values = read_config(path, family.name)
     if trust_remote_code and "auto_map" in values:
         config = AutoConfig.from_pretrained(path, trust_remote_code=True)
         return _changed(config, changes)

@@ -33,9 +33,16 @@ def fetch(reference: str, cache_dir: Path | None) -> Path:
     return folder(str(from_uri(reference)))
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """``config.json`` of a model folder. Raises :class:`ModelError` where there is none or it is no JSON object."""
+def read_config(path: Path, family: str | None = None) -> dict[str, Any]:
+    """``config.json`` of a model folder, or what it would say where there is a ``params.json`` instead.
+
+    ``family`` chooses among those whose the latter could be. Raises :class:`ModelError` where there is neither.
+    """
     file = path / "config.json"
+    if not file.is_file() and (path / "params.json").is_file():
+        from graftwork.checkpoints.params import config_of_params
+
+        return config_of_params(path, family)
     if not file.is_file():
         raise ModelError(f"model {path}: there is no config.json, so this is not a transformers model folder")
     try:
