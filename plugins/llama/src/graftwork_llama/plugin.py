@@ -24,7 +24,7 @@ def graftwork_model_families() -> list[ModelFamily]:
         chat_template="llama3-instruct",
         rank_layouts=(LLAMA3_RANKS,),
         tiny=TINY,
-        key_maps={"meta": meta_keys},
+        key_maps={"meta": meta_keys, "mistral": mistral_keys},
         components=tuple(f"graftwork_llama.{name}" for name in MODULES),
         **DECODER,
     )
@@ -35,6 +35,13 @@ def meta_keys() -> Any:
     from graftwork.checkpoints.consolidated import consolidated_map
 
     return consolidated_map(layout="meta", model_type="llama", presets=PRESETS, embedding_split=embedding_split)
+
+
+def mistral_keys() -> Any:
+    """For a Llama model written in Mistral's format; nobody publishes one, so it fits only where it is said to."""
+    from graftwork.checkpoints.consolidated import consolidated_map
+
+    return consolidated_map(layout="mistral", model_type="llama", presets=PRESETS, fits=lambda params: False)
 
 
 @hookimpl
