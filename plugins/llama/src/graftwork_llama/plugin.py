@@ -1,5 +1,6 @@
 """What the Llama plugin declares."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def mistral_keys() -> Any:
     """For a Llama model written in Mistral's format; nobody publishes one, so it fits only where it is said to."""
     from graftwork.checkpoints.consolidated import consolidated_map
 
-    return consolidated_map(layout="mistral", model_type="llama", presets=PRESETS, fits=lambda params: False)
+    key_map = consolidated_map(layout="mistral", model_type="llama", presets=PRESETS)
+    return replace(key_map, fits=lambda params: False)
 
 
 @hookimpl
