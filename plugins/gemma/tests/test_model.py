@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from graftwork import ModelParams, build_model
 from graftwork.registry import get_registry
@@ -133,3 +133,61 @@ def test_a_preset_equals_a_published_file() -> None:
     for role in ("bos", "eos", "padding"):
         token_id = getattr(config, f"{role.replace('padding', 'pad')}_token_id")
         assert int(published[f"tokenizer.ggml.{role}_token_id"]) == token_id
+
+
+# config.json of https://huggingface.co/google/gemma-2-2b-it; text_config of that of gemma-3-4b-pt and gemma-3-27b-pt
+STRETCHED = {"factor": 8.0, "rope_type": "linear"}
+FILES: dict[str, dict[str, Any]] = {
+    "gemma2_2b": {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "attn_logit_softcapping": 50.0,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "final_logit_softcapping": 30.0,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 2304,
+        "initializer_range": 0.02,
+        "intermediate_size": 9216,
+        "max_position_embeddings": 8192,
+        "model_type": "gemma2",
+        "num_attention_heads": 8,
+        "num_hidden_layers": 26,
+        "num_key_value_heads": 4,
+        "pad_token_id": 0,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "use_cache": True,
+        "vocab_size": 256000,
+    },
+    "gemma3_4b": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": STRETCHED,
+        "sliding_window": 1024,
+    },
+    "gemma3_27b": {
+        "head_dim": 128,
+        "hidden_size": 5376,
+        "intermediate_size": 21504,
+        "model_type": "gemma3_text",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 62,
+        "num_key_value_heads": 16,
+        "query_pre_attn_scalar": 168,
+        "rope_scaling": STRETCHED,
+        "sliding_window": 1024,
+    },
+}
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_a_preset_is_what_transformers_reads_from_the_published_file(name: str) -> None:
+    """Also what the shorter ones of these files leave to transformers' defaults."""
+    preset = next(preset for preset in PRESETS if preset.name == name)
+    assert preset.config().to_dict() == AutoConfig.for_model(**FILES[name]).to_dict()

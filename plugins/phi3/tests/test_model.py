@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from graftwork import ModelParams, build_model
@@ -149,3 +149,35 @@ def test_a_preset_equals_a_published_file() -> None:
     for kind in ("short", "long"):
         digest = hashlib.sha256(struct.pack("<48f", *rope[f"{kind}_factor"])).hexdigest()
         assert digest == published[f"rope_factors_{kind}.weight"], kind
+
+
+# https://huggingface.co/microsoft/phi-4/blob/main/config.json
+PHI4_FILE: dict[str, Any] = {
+    "attention_dropout": 0.0,
+    "bos_token_id": 100257,
+    "embd_pdrop": 0.0,
+    "eos_token_id": 100265,
+    "hidden_act": "silu",
+    "hidden_size": 5120,
+    "initializer_range": 0.02,
+    "intermediate_size": 17920,
+    "max_position_embeddings": 16384,
+    "model_type": "phi3",
+    "num_attention_heads": 40,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 10,
+    "original_max_position_embeddings": 16384,
+    "pad_token_id": 100349,
+    "resid_pdrop": 0.0,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 250000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "use_cache": True,
+    "vocab_size": 100352,
+}
+
+
+def test_a_preset_is_what_transformers_reads_from_the_published_file() -> None:
+    assert PHI4_14B.config().to_dict() == AutoConfig.for_model(**PHI4_FILE).to_dict()

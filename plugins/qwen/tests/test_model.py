@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from graftwork import ModelParams, build_model
 from graftwork.registry import get_registry
@@ -90,3 +90,63 @@ def test_what_differs_between_base_and_chat_models() -> None:
     assert {name.split("b")[0] for name in tied} == {
         *("qwen2_0_5", "qwen2_1_5", "qwen2_5_0_5", "qwen2_5_1_5", "qwen2_5_3", "qwen3_0_6", "qwen3_1_7", "qwen3_4")
     }
+
+
+# https://huggingface.co/Qwen/Qwen3-8B/blob/main/config.json and that of Qwen2-72B
+FILES: dict[str, dict[str, Any]] = {
+    "qwen3_8b_instruct": {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "initializer_range": 0.02,
+        "intermediate_size": 12288,
+        "max_position_embeddings": 40960,
+        "max_window_layers": 36,
+        "model_type": "qwen3",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": 151936,
+    },
+    "qwen2_72b_base": {
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "eos_token_id": 151643,
+        "hidden_act": "silu",
+        "hidden_size": 8192,
+        "initializer_range": 0.02,
+        "intermediate_size": 29568,
+        "max_position_embeddings": 131072,
+        "max_window_layers": 80,
+        "model_type": "qwen2",
+        "num_attention_heads": 64,
+        "num_hidden_layers": 80,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 1000000.0,
+        "sliding_window": 131072,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": 152064,
+    },
+}
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_a_preset_is_what_transformers_reads_from_the_published_file(name: str) -> None:
+    preset = next(preset for preset in PRESETS if preset.name == name)
+    read = AutoConfig.for_model(**FILES[name]).to_dict()
+    # The presets leave max_window_layers out, which is read only with use_sliding_window.
+    assert {**preset.config().to_dict(), "max_window_layers": read["max_window_layers"]} == read
