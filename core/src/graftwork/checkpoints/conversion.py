@@ -82,11 +82,11 @@ def convert(
     wanted = _target(found, to)
     if wanted.write is None:
         raise UsageError(f"--to {wanted.name}: this format is only read")
-    request = replace(_plan(found.open(origin), found, wanted, family, model_parallel), max_shard_size=shard_bytes)
+    request = replace(plan(found.open(origin), found, wanted, family, model_parallel), max_shard_size=shard_bytes)
     try:
         with complete_folder(place) as folder:
             wanted.write(replace(request, path=folder))
-            _bring(origin if origin.is_dir() else origin.parent, folder)
+            bring_along(origin if origin.is_dir() else origin.parent, folder)
             files = tuple(sorted(file.name for file in folder.iterdir()))
     except OSError as error:
         raise GraftworkError(f"{place} could not be written: {error}; nothing is left there") from error
@@ -131,7 +131,7 @@ def _target(found: CheckpointFormat, to: str) -> CheckpointFormat:
 # What is to be written
 
 
-def _plan(
+def plan(
     checkpoint: Checkpoint, found: CheckpointFormat, wanted: CheckpointFormat, family: str | None, parts: int
 ) -> WriteRequest:
     """The stream of tensors under the names of the wanted format."""
@@ -205,7 +205,7 @@ def _with_head(view: Checkpoint, key_map: KeyMap, *, tied: bool) -> tuple[Checkp
 # Writing
 
 
-def _bring(origin: Path, folder: Path) -> None:
+def bring_along(origin: Path, folder: Path) -> None:
     """Copies what lies beside the weights; a ``config.json`` stays as it is, also beside ``params.json``."""
     for file in sorted({file for pattern in (*_BESIDE, *_CONFIGS) for file in origin.glob(pattern)}):
         if file.is_file():
