@@ -15,7 +15,7 @@ from graftwork.registry import get_registry
 from graftwork.tokenizers.special import stop_token_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from graftwork.specs import ModelFamily
 
@@ -92,10 +92,8 @@ def check_template(
     theirs = [Probe(name, list(row["messages"]), row.get("tools")) for name, row in rows]
     seen: dict[Finding, list[str]] = {}
     for number, probe in enumerate([*builtin, *theirs]):
-        for finding in _tried(setup, probe, required=number == 0 or number >= len(builtin)):
-            if finding.rule == "tools":  # a template need not support them, unless it says so or is to be used so
-                meant = "tools" in supports or number >= len(builtin)
-                finding = finding._replace(rule="dropped" if meant else "note")
+        own = number >= len(builtin)
+        for finding in _tried(setup, probe, required=own or number == 0, tools=own or "tools" in supports):
             seen.setdefault(finding, []).append(probe.name)
     notes = [finding.message for finding in seen if finding.rule == "note"]
     violations = [Violation(*finding, tuple(names)) for finding, names in seen.items() if finding.rule != "note"]
@@ -113,11 +111,13 @@ def check_template(
     )
 
 
-def _tried(setup: Setup, probe: Probe, *, required: bool) -> list[Finding]:
+def _tried(setup: Setup, probe: Probe, *, required: bool, tools: bool) -> Iterator[Finding]:
+    """``required``: the template must take the conversation; ``tools``: and must not leave out tools."""
     try:
-        return list(findings(setup, probe))
+        for finding in findings(setup, probe):
+            yield finding._replace(rule="dropped" if tools else "note") if finding.rule == "tools" else finding
     except GraftworkError as error:
-        return [Finding("rendered", str(error)) if required else Finding("note", f"not tried: {probe.name}: {error}")]
+        yield Finding("rendered", str(error)) if required else Finding("note", f"not tried: {probe.name}: {error}")
 
 
 def _shown(setup: Setup, probes: Iterable[Probe]) -> tuple[ShownToken, ...]:
