@@ -136,7 +136,7 @@ def _described(preset: Preset, family: ModelFamily) -> dict[str, Any]:
 def _short(number: int) -> str:
     """A count as a person says it: 8.03B, 135M."""
     for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if number >= size:
+        if number >= size * 0.9995:  # what rounds to 1,000 of a unit is 1 of the next
             return f"{number / size:.3g}{unit}"
     return str(number)
 

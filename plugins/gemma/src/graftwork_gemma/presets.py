@@ -126,9 +126,9 @@ GEMMA2_27B = Preset(
 
 
 # --- Gemma 3: five layers with a window to one without, each kind with a rope base of its own; queries and keys are
-# normalised, and nothing is capped. From 4B on the models see images too: these are their text decoders. Each count is
-# the published one (4B: 4,300,079,472; 12B: 12,187,325,040; 27B: 27,432,406,640) less the 416,866,032 of the vision
-# tower and the 1152 * (width + 1) of the projector.
+# normalised, and nothing is capped. From 4B on the models see images too: these are their text decoders, which have no
+# folder of their own on the Hub. Each count is the published one (4B: 4,300,079,472; 12B: 12,187,325,040; 27B:
+# 27,432,406,640) less the 416,866,032 of the vision tower and the 1152 * (width + 1) of the projector.
 
 
 def _gemma3(
@@ -193,7 +193,6 @@ GEMMA3_4B = Preset(
     model_type="gemma3_text",
     values=_gemma3(_shape(2560, 10240, 34, 8, 4, 256), query_scale=256, **_WITH_IMAGES),
     num_parameters=3_880_263_168,
-    hub_ids=(f"{_HUB}3-4b-pt", f"{_HUB}3-4b-it"),
     chat_template="gemma3-it",
 )
 # text_config of https://huggingface.co/google/gemma-3-12b-pt/blob/main/config.json
@@ -203,7 +202,6 @@ GEMMA3_12B = Preset(
     model_type="gemma3_text",
     values=_gemma3(_shape(3840, 15360, 48, 16, 8, 256), query_scale=256, **_WITH_IMAGES),
     num_parameters=11_766_034_176,
-    hub_ids=(f"{_HUB}3-12b-pt", f"{_HUB}3-12b-it"),
     chat_template="gemma3-it",
 )
 # text_config of https://huggingface.co/google/gemma-3-27b-pt/blob/main/config.json: scores are divided by the root of
@@ -214,7 +212,6 @@ GEMMA3_27B = Preset(
     model_type="gemma3_text",
     values=_gemma3(_shape(5376, 21504, 62, 32, 16, 128), query_scale=168, **_WITH_IMAGES),
     num_parameters=27_009_346_304,
-    hub_ids=(f"{_HUB}3-27b-pt", f"{_HUB}3-27b-it"),
     chat_template="gemma3-it",
 )
 
