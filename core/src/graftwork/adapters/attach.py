@@ -75,9 +75,16 @@ def lora_config(model: PreTrainedModel, peft: PeftParams, *, family: str | None 
         init_lora_weights=_initialisation(peft.lora_init_weights),
         use_dora=peft.use_dora,
         use_rslora=peft.use_rslora,
-        task_type=TaskType(peft.lora_task_type),
+        task_type=_task_type(model, peft, targets),
         base_model_name_or_path=getattr(model, "name_or_path", None) or None,
     )
+
+
+def _task_type(model: PreTrainedModel, peft: PeftParams, targets: list[str]) -> TaskType:
+    """A classifier's head is new and trained whole, which is PEFT's SEQ_CLS, unless the LoRA goes onto it."""
+    if peft.lora_task_type != "CAUSAL_LM" or hasattr(model, "prepare_inputs_for_generation"):
+        return TaskType(peft.lora_task_type)
+    return TaskType.FEATURE_EXTRACTION if "score" in targets else TaskType.SEQ_CLS
 
 
 def _initialisation(name: str) -> bool | str:

@@ -72,6 +72,12 @@ def _role(family: ModelFamily, name: str, model: nn.Module) -> Sequence[str]:
             f"peft.lora_target_modules: {name!r} is no module and no role of this model (family {family.name}): "
             f"{did_you_mean(name, known, limit=16)}"
         )
+    if name not in family.lora_targets and all(any(part.children()) for part in _named(model, name)):
+        linear = {_leaf(path) for path in linear_modules(model)}
+        raise UsageError(
+            f"peft.lora_target_modules: {name!r} is no layer of this model (family {family.name}) but holds others: "
+            f"name linear ones ({', '.join(sorted(linear))}), or stacked weights in peft.lora_target_parameters"
+        )
     return modules
 
 
@@ -101,7 +107,11 @@ def _refuse_tied(names: Iterable[str], model: Any) -> None:
 
 
 def _present(model: nn.Module, name: str) -> bool:
-    return any(path == name or path.endswith(f".{name}") for path, _ in model.named_modules())
+    return bool(_named(model, name))
+
+
+def _named(model: nn.Module, name: str) -> list[nn.Module]:
+    return [module for path, module in model.named_modules() if path == name or path.endswith(f".{name}")]
 
 
 def _output_layer(model: Any) -> str | None:

@@ -39,9 +39,7 @@ def consolidated_map(
     *,
     layout: Layout,
     model_type: str,
-    to_config: Callable[[Values], Mapping[str, Any]] | None = None,
-    to_params: Callable[[Values], Mapping[str, Any]] | None = None,
-    fits: Callable[[Values], bool] | None = None,
+    fields: Mapping[str, str] | None = None,
     embedding_split: int | Callable[[Values], int] = 0,
     experts: bool = False,
     presets: Sequence[Preset] = (),
@@ -49,22 +47,25 @@ def consolidated_map(
     """The key map of a decoder whose files are ``consolidated.*`` beside ``params.json``.
 
     ``layout`` is the dialect of ``params.json``: Meta derives the width of the feed-forward layer (``multiple_of``),
-    Mistral states it. ``to_config`` and ``to_params`` give what a family has beyond the shared numbers, over them; a
-    value None in ``to_params`` takes a shared one out. ``embedding_split`` is the dimension along which
-    model-parallel files split the embeddings (a function of the configuration where sizes differ in it). ``experts``
-    adds Mixtral's mixture, whose model type ``to_config`` sets. What ``params.json`` leaves unsaid (token ids, tied
+    Mistral states it. ``fields`` are what a family has beyond the shared numbers: the key of ``config.json`` and
+    where ``params.json`` says it (``{"num_local_experts": "moe.num_experts"}``); unsaid is None. ``embedding_split``
+    is the dimension along which model-parallel files split the embeddings (a function of the configuration where
+    sizes differ in it). ``experts`` adds Mixtral's mixture. What ``params.json`` leaves unsaid (token ids, tied
     weights, the length, by how much frequencies are stretched) comes from the one of ``presets`` with these numbers.
     """
+    more = fields or {}
 
     def config_of(params: Values) -> dict[str, Any]:
         values = shared_config(params)
-        known = unsaid(presets, params, values)
-        return {"model_type": model_type, **values, **known, **(to_config(params) if to_config else {})}
+        own = {ours: _at(params, theirs) for ours, theirs in more.items()}
+        return {"model_type": model_type, **values, **unsaid(presets, values, params), **own}
 
     def params_of(config: Values) -> dict[str, Any]:
-        values = {**shared_params(config, layout), **(to_params(config) if to_params else {})}
-        plain = {key: value for key, value in values.items() if value is not None}
-        return plain | _lost(config_of(plain), config)
+        values = shared_params(config, layout)
+        for ours, theirs in more.items():
+            if config[ours] is not None:
+                _put(values, theirs, config[ours])
+        return values | _lost(config_of(values), config)
 
     return KeyMap(
         rules=consolidated_rules(embedding_split=embedding_split, experts=experts),
@@ -73,7 +74,7 @@ def consolidated_map(
         derived=("rope.freqs", "layers.{}.attention.inner_attention.rope.freqs"),
         tied=("output.weight", "tok_embeddings.weight"),
         writes_tied_head=layout == "meta",
-        fits=fits or (lambda params: states_width(params) == (layout == "mistral")),
+        fits=lambda params: states_width(params) == (layout == "mistral") and ("moe" in params) == experts,
     )
 
 
@@ -142,7 +143,7 @@ def shared_config(params: Values) -> dict[str, Any]:
     return values | ({"vocab_size": params["vocab_size"]} if params.get("vocab_size", -1) > 0 else {})
 
 
-def unsaid(presets: Sequence[Preset], params: Values, stated: Values) -> dict[str, Any]:
+def unsaid(presets: Sequence[Preset], stated: Values, params: Values) -> dict[str, Any]:
     """What the preset with the numbers of ``params.json`` knows beyond it; nothing where there is no such preset.
 
     Meta's files say that frequencies are stretched and not by how much: 8 in Llama 3.1, 32 in Llama 3.2.
@@ -180,6 +181,21 @@ def shared_params(config: Values, layout: Layout) -> dict[str, Any]:
         "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
     }
     return params | stated | ({"tied_embeddings": True} if config.get("tie_word_embeddings") else {})
+
+
+def _at(params: Values, path: str) -> Any:
+    """The value at a dot path, None where there is none."""
+    value: Any = params
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _put(params: dict[str, Any], path: str, value: Any) -> None:
+    *parts, last = path.split(".")
+    for part in parts:
+        params = params.setdefault(part, {})
+    params[last] = value
 
 
 def _scaled_rope_params(rope: Values) -> dict[str, Any]:
