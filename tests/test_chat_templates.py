@@ -96,7 +96,7 @@ def vectors(data: Path, name: str) -> list[dict[str, Any]]:
 def source_of(data: Path, original: str) -> str:
     place, _, name = original.rpartition(":") if original.startswith("trl:") else original.partition(":")
     if original.startswith("upstream:"):
-        return next(row["template"] for row in vectors(data, "upstream_expected") if row["id"] == name)
+        return str(next(row["template"] for row in vectors(data, "upstream_expected") if row["id"] == name))
     if place == "trl":
         spec = find_spec("trl")
         if spec is None or spec.origin is None:
@@ -184,7 +184,7 @@ def test_texts_that_ollama_expects(data: Path) -> None:
         if get_registry().chat_templates.get_or_none(row["template"]) is None:
             others.append(row["template"])
             continue
-        variables = {**BOS_EOS, **OLLAMA.get(row["template"], {})}
+        variables: dict[str, Any] = {**BOS_EOS, **OLLAMA.get(row["template"], {})}
         text = render_chat(row["messages"], template=row["template"], add_generation_prompt=True, **variables)
         text = text.removeprefix(str(variables.get("bos_token", "")))
         if row["template"] == "llama2-chat":

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from graftwork.chat.encode import encode_conversation, token_roles
+from graftwork.chat.encode import check_turns, encode_conversation, token_roles
 from graftwork.chat.probes import PROBES, Probe
 from graftwork.chat.template import TemplateSource, find_template
 from graftwork.chat.trial import LAST_ANSWER_ONLY, Finding, Setup, findings, readable
 from graftwork.chat.vocabulary import hf_tokenizer
-from graftwork.errors import GraftworkError
+from graftwork.errors import DataError, GraftworkError
 from graftwork.registry import get_registry
 from graftwork.tokenizers.special import stop_token_ids
 
@@ -125,6 +126,8 @@ def _shown(setup: Setup, probes: Iterable[Probe]) -> tuple[ShownToken, ...]:
     for probe in reversed([probe for probe in probes if not probe.tools]):
         try:
             encoded = encode_conversation(probe.messages, **given)
+            with suppress(DataError):  # without labels for white space after the stop, as in training
+                encoded = check_turns(encoded, setup.stops)
             roles = token_roles(probe.messages, **given)
         except GraftworkError:
             continue
