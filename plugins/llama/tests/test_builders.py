@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from graftwork.errors import MissingExtraError, UsageError
-from graftwork_llama import llama2, llama3, llama3_1, llama3_2
+from graftwork_llama import code_llama2, llama2, llama3, llama3_1, llama3_2
 
 SHAPE = {
     "vocab_size": 64,
@@ -33,11 +33,16 @@ SIGNATURES = {
     "num_kv_heads num_layers quantize_base=False rope_base=500000 vocab_size",
     llama2.lora_llama2_7b: "lora_attn_modules apply_lora_to_mlp=False apply_lora_to_output=False lora_rank=8 "
     "lora_alpha=16 lora_dropout=0.05 quantize_base=False",
+    code_llama2.lora_code_llama2_7b: "lora_attn_modules apply_lora_to_mlp=False apply_lora_to_output=False lora_rank=8 "
+    "lora_alpha=16 lora_dropout=0.05 quantize_base=False",
+    llama3_1.llama3_1: "vocab_size num_layers num_heads num_kv_heads embed_dim max_seq_len attn_dropout=0.0 "
+    "rope_base=500000 intermediate_dim=None norm_eps=1e-05 scale_factor=8",
     llama3.lora_llama3_8b: "lora_attn_modules apply_lora_to_mlp=False apply_lora_to_output=False lora_rank=8 "
     "lora_alpha=16 quantize_base=False * lora_dropout=0.05",
 }
 SIZED = [
     *(getattr(llama2, f"llama2_{size}") for size in ("7b", "13b", "70b")),
+    *(getattr(code_llama2, f"code_llama2_{size}") for size in ("7b", "13b", "34b", "70b")),
     *(getattr(llama3, f"llama3_{size}") for size in ("8b", "70b")),
     *(getattr(llama3_1, f"llama3_1_{size}") for size in ("8b", "70b", "405b")),
     *(getattr(llama3_2, f"llama3_2_{size}") for size in ("1b", "3b")),
@@ -92,6 +97,12 @@ def test_llama2_has_its_rope_and_width() -> None:
         config = llama2.llama2(**{**SHAPE, "embed_dim": 4096}).config
     assert config.rope_parameters["rope_theta"] == 10000.0
     assert config.intermediate_size == 11008
+
+
+def test_llama3_1_stretches_by_the_factor_given() -> None:
+    rope = llama3_1.llama3_1(**SHAPE, scale_factor=16).config.rope_parameters
+    assert (rope["rope_type"], rope["factor"], rope["rope_theta"]) == ("llama3", 16.0, 500_000.0)
+    assert llama3_1.llama3_1(**SHAPE).config.rope_parameters["factor"] == 8.0
 
 
 def test_a_lora_goes_where_it_is_named() -> None:
