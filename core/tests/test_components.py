@@ -191,7 +191,7 @@ def test_a_whole_document_is_checked_at_once_with_its_lines() -> None:
         "run.yaml:2: tokenizer._component_: there is no component 'torchtune.models.toy.toy_tokeniser'",
         "run.yaml:8: checkpointer.checkpoint_file = ['consolidated.00.pth']: "
         "graftwork.checkpoints.FullModelMetaCheckpointer has no argument 'checkpoint_file'",
-        "run.yaml:6: checkpointer._component_ = 'torchtune.utils.Fu ... ullModelMetaCheckpointer': "
+        "run.yaml:6: checkpointer._component_ = 'torchtune.utils.FullModelMetaCheckpointer': "
         "graftwork.checkpoints.FullModelMetaCheckpointer also needs checkpoint_files",
         "run.yaml:14: model._component_ = 'torchtune.models.toy.lora_toy_1b': "
         "toy_parts.toy.lora_toy_1b also needs lora_attn_modules",

@@ -9,17 +9,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graftwork.checkpoints.checkpointers import FullModelHFCheckpointer, FullModelMetaCheckpointer
     from graftwork.checkpoints.conversion import convert
     from graftwork.checkpoints.formats import Checkpoint, find_format, open_checkpoint
 
 _EXPORTS = {
+    "FullModelHFCheckpointer": "graftwork.checkpoints.checkpointers",
+    "FullModelMetaCheckpointer": "graftwork.checkpoints.checkpointers",
     "convert": "graftwork.checkpoints.conversion",
     "Checkpoint": "graftwork.checkpoints.formats",
     "find_format": "graftwork.checkpoints.formats",
     "open_checkpoint": "graftwork.checkpoints.formats",
 }
 
-__all__ = ["Checkpoint", "convert", "find_format", "open_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "FullModelHFCheckpointer",
+    "FullModelMetaCheckpointer",
+    "convert",
+    "find_format",
+    "open_checkpoint",
+]
 
 
 def __getattr__(name: str) -> Any:

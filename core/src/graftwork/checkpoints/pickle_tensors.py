@@ -22,7 +22,7 @@ from graftwork.checkpoints.pickle_machine import MalformedPickleError, follow
 from graftwork.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
 REMEDY = "use a safetensors file of this model: ask its author for one, or convert it where you trust it"
@@ -84,18 +84,66 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     Raises :class:`UnsafePickleError` for a pickle that would do anything else, :class:`ModelError` for a file that is
     damaged or no file of ``torch.save``.
     """
+    value, rules = _described(path)
+    described = _tensors_of(value, path)
+    _check_growth(described.values(), path)
+    return {name: rules.placed(tensor) for name, tensor in described.items()}
+
+
+def stored_values(path: Path) -> Any:
+    """The whole value of a file, a run's state for one: plain containers, with a :class:`StoredTensor` for each tensor.
+
+    Raises as :func:`stored_tensors` does.
+    """
+    value, rules = _described(path)
+    tensors: list[_Tensor] = []
+
+    def placed(leaf: Any) -> Any:
+        if isinstance(leaf, _Tensor):
+            tensors.append(leaf)
+            return rules.placed(leaf)
+        if isinstance(leaf, _Storage | _Named):
+            raise rules.refusal("it holds something that is neither a tensor nor plain data")
+        return leaf
+
+    try:
+        whole = changed(value, placed, {})
+    except RecursionError:
+        raise rules.refusal("its containers lie too deep in each other") from None
+    _check_growth(tensors, path)
+    return whole
+
+
+def changed(value: Any, change: Callable[[Any], Any], done: dict[int, Any]) -> Any:
+    """``value`` with ``change`` done to all that is no container; what stands in several places is one there too."""
+    if id(value) in done:
+        return done[id(value)]
+    if isinstance(value, dict):
+        filled: dict[Any, Any] = {}
+        done[id(value)] = filled
+        filled.update({key: changed(item, change, done) for key, item in value.items()})
+    elif isinstance(value, list):
+        items: list[Any] = []
+        done[id(value)] = items
+        items.extend(changed(item, change, done) for item in value)
+    elif isinstance(value, tuple):
+        done[id(value)] = tuple(changed(item, change, done) for item in value)
+    else:
+        done[id(value)] = change(value)
+    return done[id(value)]
+
+
+def _described(path: Path) -> tuple[Any, TensorRules]:
+    rules = TensorRules(path)
     try:
         with path.open("rb") as file:
             head = file.read(16)
-            rules = TensorRules(path)
             value = _read_zip(file, rules) if head.startswith(b"PK") else _read_legacy(file, head, rules)
     except (MalformedPickleError, zipfile.BadZipFile, struct.error) as error:
         raise ModelError(f"{path}: this is no file of torch.save, or it is damaged: {error}; fetch it again") from error
     except OSError as error:
         raise ModelError(f"{path}: the file cannot be read: {error.strerror or error}") from error
-    described = _tensors_of(value, path)
-    _check_growth(described, path)
-    return {name: rules.placed(tensor) for name, tensor in described.items()}
+    return value, rules
 
 
 # What the pickle may say
@@ -303,11 +351,11 @@ def _tensors_of(value: Any, path: Path) -> dict[str, _Tensor]:
     return value
 
 
-def _check_growth(tensors: Mapping[str, _Tensor], path: Path) -> None:
-    storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
+def _check_growth(tensors: Collection[_Tensor], path: Path) -> None:
+    storages = {tensor.storage.key: tensor.storage for tensor in tensors}
     there = sum(storage.count * ITEM_BYTES[storage.dtype] for storage in storages.values())
     total = 0
-    for tensor in tensors.values():
+    for tensor in tensors:
         count = 1
         for size in tensor.shape:
             count *= size

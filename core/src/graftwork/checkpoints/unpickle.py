@@ -6,17 +6,24 @@ What is allowed, and why torch's own restricted loading is not used: :mod:`graft
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from graftwork.checkpoints.pickle_tensors import ITEM_BYTES, StoredTensor, UnsafePickleError, stored_tensors
+from graftwork.checkpoints.pickle_tensors import (
+    ITEM_BYTES,
+    StoredTensor,
+    UnsafePickleError,
+    changed,
+    stored_tensors,
+    stored_values,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["PickledTensors", "UnsafePickleError", "headers", "read_pickle"]
+__all__ = ["PickledTensors", "UnsafePickleError", "headers", "read_nested", "read_pickle"]
 
 
 def headers(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -37,6 +44,18 @@ def read_pickle(path: Path, *, mmap: bool = True) -> Mapping[str, torch.Tensor]:
     return PickledTensors.of(path).read_all(mmap=mmap)
 
 
+def read_nested(path: Path) -> Any:
+    """The whole value of a file: plain containers of numbers, texts and tensors, as a run's state is.
+
+    Raises as :func:`headers` does.
+    """
+
+    def read(leaf: Any) -> Any:
+        return _read_one(path, leaf) if isinstance(leaf, StoredTensor) else leaf
+
+    return changed(stored_values(path), read, {})
+
+
 @dataclass(frozen=True, slots=True)
 class PickledTensors:
     """A file's tensors by name; :meth:`read` gives one of them and reads no other."""
@@ -54,12 +73,7 @@ class PickledTensors:
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor in memory of its own: only its part of the file is read."""
-        tensor = self.stored[name]
-        item = ITEM_BYTES[tensor.dtype]
-        last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
-        count = 0 if 0 in tensor.shape else last + 1
-        part = _read(self.path, tensor.start + tensor.offset * item, count * item)
-        return _view(part, tensor, offset=0)
+        return _read_one(self.path, self.stored[name])
 
     def read_all(self, *, mmap: bool) -> dict[str, torch.Tensor]:
         """Every tensor; see :func:`read_pickle`."""
@@ -81,6 +95,14 @@ class PickledTensors:
 def _dtype(tensor: StoredTensor) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, tensor.dtype)
     return dtype
+
+
+def _read_one(path: Path, tensor: StoredTensor) -> torch.Tensor:
+    item = ITEM_BYTES[tensor.dtype]
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
+    count = 0 if 0 in tensor.shape else last + 1
+    part = _read(path, tensor.start + tensor.offset * item, count * item)
+    return _view(part, tensor, offset=0)
 
 
 def _read(path: Path, start: int, size: int) -> torch.UntypedStorage:

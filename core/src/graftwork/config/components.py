@@ -80,7 +80,9 @@ def find_component(name: str) -> Component:
     if not isinstance(name, str):
         raise UsageError(f"{KEY} = {name!r}: it must be a name")
     path, _, function = name.rpartition(".")
-    found = _checkpointer(path, function) or _function(path, function) or (None if path else _of_preset(name))
+    found = None
+    if path or function == name:
+        found = _checkpointer(path, function) or _function(path, function) or (None if path else _of_preset(name))
     if found is None:
         raise UnknownNameError(f"there is no component {name!r}; {_nearest(name)}. {_NOT_IMPORTED}")
     return found
