@@ -6,16 +6,15 @@ import json
 import logging
 import os
 import shutil
-from importlib import util
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from graftwork import ModelParams, build_chat_template, build_tokenizer
-from graftwork.errors import ClashError, MissingExtraError, ModelError, UnknownNameError, UsageError
+from graftwork.errors import ClashError, ModelError, UnknownNameError, UsageError
 from graftwork.registry import get_registry
-from graftwork.tokenizers import get_default_special_tokens, hf, stop_token_ids
+from graftwork.tokenizers import get_default_special_tokens, stop_token_ids
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_end|>"]
 
@@ -91,18 +90,9 @@ def test_other_sentencepiece_kinds_are_refused(data: Path, tmp_path: Path) -> No
         built(tmp_path)
 
 
-def test_bare_tiktoken_ranks_are_refused(tmp_path: Path) -> None:
+def test_bare_tiktoken_ranks_that_no_family_knows_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
     with pytest.raises(ModelError, match="holds tiktoken ranks, without special tokens and split pattern"):
-        built(tmp_path)
-
-
-@pytest.mark.parametrize("missing", ["sentencepiece", "google.protobuf"])
-def test_sentencepiece_needs_two_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
-    monkeypatch.setattr(hf, "find_spec", lambda name: None if name == missing else util.find_spec("json"))
-    package = missing.removeprefix("google.")
-    with pytest.raises(MissingExtraError, match=rf"{package} is not installed: pip install {package}, or use a folder"):
         built(tmp_path)
 
 

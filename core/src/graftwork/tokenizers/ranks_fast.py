@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from graftwork.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -19,14 +21,15 @@ def convert(ranks: Ranks, *, add_bos: bool = True) -> Tokenizer:
     so each way to split a token into two others is a merge, in the order of the ranks. The two regex engines agree
     on every code point (a test samples them).
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     names = {token: _spelt(token) for token in ranks.ids}
     vocab = {names[token]: index for token, index in ranks.ids.items()}
     if not _follow(ranks):
         vocab |= ranks.special  # the library gives an added token an id of its choice unless the model has one
     backend = Tokenizer(models.BPE(vocab, list(_merges(ranks.ids, names)), ignore_merges=True))
-    split = pre_tokenizers.Split(Regex(ranks.split_regex), "isolated")
+    # tiktoken encodes what the pattern matches, and nothing else
+    split = pre_tokenizers.Split(_pattern(ranks), "removed", invert=True)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
@@ -46,6 +49,18 @@ def begin_with(backend: Tokenizer, token: str, index: int) -> None:
     backend.post_processor = TemplateProcessing(
         single=f"{token} $A", pair=f"{token} $A {token} $B", special_tokens=[(token, index)]
     )
+
+
+def _pattern(ranks: Ranks) -> Any:
+    from tokenizers import Regex
+
+    try:
+        return Regex(ranks.split_regex)
+    except Exception as error:  # the Rust library raises Exception itself
+        raise UsageError(
+            f"{ranks.path}: the pattern {ranks.split_regex!r} cannot be had for a fast tokenizer: {error}; write it "
+            "otherwise (split_regex)"
+        ) from error
 
 
 def _merges(ids: Mapping[bytes, int], names: Mapping[bytes, str]) -> Iterator[tuple[str, str]]:

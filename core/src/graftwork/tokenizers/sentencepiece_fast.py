@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _SPACE = "▁"
-_UNIGRAM, _BPE = 1, 2
-# Leading, double, trailing and only spaces, line ends, and what has to fall back to bytes.
-_PROBES = ("Hello world", " Hello", "  two  spaces ", " ", "\n\n a\tb", "ünï 🦙 漢字", "x=1.5;\n    return y")
+_BPE = 2
+_MANY = 1_000_000
+# Leading, double, trailing and only spaces, line ends, what has to fall back to bytes, marks that combine.
+_PROBES = (
+    *("Hello world", " Hello", "  two  spaces ", " ", "\n\n a\tb", "ünï 🦙 漢字", "x=1.5;\n    return y"),
+    *("x³\u20eby", "e\u0301①\u0301 ﬁ", "a<0x0A> ▁"),
+)
 
 
 def convert(model: Path, *, add_bos: bool = True, added: Mapping[str, int] | None = None) -> Tokenizer:
@@ -26,18 +30,19 @@ def convert(model: Path, *, add_bos: bool = True, added: Mapping[str, int] | Non
 
     transformers 5 builds such a file's merges without the scores and splits at spaces, so that texts with leading
     or double spaces get other ids. Here the result is compared with SentencePiece on probe texts. Raises
-    :class:`~graftwork.errors.ModelError` where they differ, and for files that are neither of the BPE nor of the
-    unigram kind.
+    :class:`~graftwork.errors.ModelError` where they differ (the library normalises by graphemes, SentencePiece by
+    its longest rule), and for files that are not of the BPE kind (the library's unigram model takes ``</s>`` and
+    ``<0x0A>`` in a text for tokens).
     """
     from sentencepiece import SentencePieceProcessor
     from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
     from tokenizers import AddedToken
 
     proto = ModelProto.FromString(model.read_bytes())
-    if proto.trainer_spec.model_type not in (_UNIGRAM, _BPE) or proto.trainer_spec.treat_whitespace_as_suffix:
+    if proto.trainer_spec.model_type != _BPE or proto.trainer_spec.treat_whitespace_as_suffix:
         raise ModelError(
-            f"{model} is a SentencePiece model of a kind that only sentencepiece reads (words, characters, or spaces "
-            "at the end of words): a folder with a tokenizer.json is needed (model.tokenizer_name)"
+            f"{model} is no BPE model: a folder with a tokenizer.json is needed (model.tokenizer_name). "
+            "graftwork.load_tokenizer encodes with it as it is"
         )
     backend = _backend(proto)
     reference = SentencePieceProcessor(model_file=str(model))
@@ -63,7 +68,7 @@ def _probes(proto: Any) -> Iterator[str]:
 def _backend(proto: Any) -> Tokenizer:
     from tokenizers import AddedToken, Tokenizer
 
-    backend = Tokenizer(_bpe(proto) if proto.trainer_spec.model_type == _BPE else _unigram(proto))
+    backend = Tokenizer(_bpe(proto))
     _treat_spaces(backend, proto)
     special = [piece.piece for piece in proto.pieces if piece.type in (piece.CONTROL, piece.UNKNOWN)]
     backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special])
@@ -79,13 +84,6 @@ def _bpe(proto: Any) -> Any:
     scores = {piece.piece: piece.score for piece in proto.pieces}
     unknown = proto.pieces[proto.trainer_spec.unk_id].piece
     return BPE(vocab, generate_merges(vocab, scores), unk_token=unknown, fuse_unk=True, byte_fallback=_bytes_too(proto))
-
-
-def _unigram(proto: Any) -> Any:
-    from tokenizers.models import Unigram
-
-    scores = [(piece.piece, piece.score) for piece in proto.pieces]
-    return Unigram(scores, proto.trainer_spec.unk_id, _bytes_too(proto))
 
 
 def _bytes_too(proto: Any) -> bool:
@@ -104,11 +102,12 @@ def _treat_spaces(backend: Tokenizer, proto: Any) -> None:
     spec = proto.normalizer_spec
     steps: list[Any] = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
     if spec.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps += [normalizers.Replace(Regex(rf"\A +|[ {_SPACE}]+\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     steps += _dummy_prefix(_wanted(proto)) if spec.add_dummy_prefix else []
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
     joined = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence([*joined, *([decoders.Strip(" ", 1, 0)] if spec.add_dummy_prefix else [])])
+    leading = _MANY if spec.remove_extra_whitespaces else int(spec.add_dummy_prefix)
+    backend.decoder = decoders.Sequence([*joined, *([decoders.Strip(" ", leading, 0)] if leading else [])])
 
 
 def _dummy_prefix(wanted: list[str]) -> list[Any]:

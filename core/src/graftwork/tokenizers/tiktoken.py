@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from graftwork.errors import ModelError
+from graftwork.errors import ModelError, UsageError
 from graftwork.tokenizers import beside, codec, files
 from graftwork.tokenizers import ranks as ranked
 from graftwork.tokenizers.loaded import LoadedTokenizer
@@ -43,20 +43,13 @@ class TiktokenCodec:
     impl = "tiktoken"
 
     def __init__(self, ranks: Ranks, settings: Beside, kwargs: Mapping[str, Any]) -> None:
-        from tiktoken import Encoding
-
         self.control = ranks.special
         self.roles = {**ranks.roles, **settings.roles}
         self.chat_template = settings.chat_template
         self.size = max([*ranks.ids.values(), *ranks.special.values()]) + 1
         self._ranks, self._beside, self._kwargs = ranks, settings, kwargs
         self._texts = {index: text for text, index in ranks.special.items()}
-        self._encoding = Encoding(
-            ranks.path.name,
-            pat_str=ranks.split_regex,
-            mergeable_ranks=dict(ranks.ids),
-            special_tokens=dict(ranks.special),
-        )
+        self._encoding = _encoding(ranks)
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """The ids of ``text``."""
@@ -74,3 +67,19 @@ class TiktokenCodec:
         from graftwork.tokenizers.ranks_fast import convert
 
         return beside.fast(convert(self._ranks, add_bos=self._beside.add_bos), self._beside, self.roles, self._kwargs)
+
+
+def _encoding(ranks: Ranks) -> Any:
+    from tiktoken import Encoding
+
+    try:
+        return Encoding(
+            ranks.path.name,
+            pat_str=ranks.split_regex,
+            mergeable_ranks=dict(ranks.ids),
+            special_tokens=dict(ranks.special),
+        )
+    except ValueError as error:
+        raise UsageError(
+            f"{ranks.path}: the pattern {ranks.split_regex!r} is no regular expression: {error}"
+        ) from error
