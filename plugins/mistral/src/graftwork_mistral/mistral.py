@@ -1,6 +1,7 @@
 """Mistral under torchtune's names, as transformers models with fresh weights."""
 
 from graftwork.builders.torchtune_names import DECODER, builders, generic_builders
+from graftwork.tokenizers.torchtune import torchtune_tokenizer
 from graftwork_mistral import presets
 
 mistral_7b, lora_mistral_7b, qlora_mistral_7b = builders(presets.MISTRAL_7B)
@@ -16,3 +17,4 @@ mistral_classifier, lora_mistral_classifier = generic_builders(
     architectures=["MistralForSequenceClassification"],
     sliding_window=None,
 )
+mistral_tokenizer = torchtune_tokenizer("mistral_tokenizer", presets.MESSAGES, family="mistral")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftwork.specs import DECODER, DECODER_LORA_TARGETS, Preset
+from graftwork.specs import DECODER, DECODER_LORA_TARGETS, MessageLayout, Preset
 
 # Mistral 7B paper (https://arxiv.org/abs/2310.06825), table 1; norm_eps and the lack of biases from its params.json.
 _7B: dict[str, Any] = {
@@ -133,3 +133,13 @@ MIXTRAL: dict[str, Any] = {
     "default_lora_roles": ("q_proj", "k_proj", "v_proj", "output_proj"),
     "tiny": {**TINY, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
+
+# https://github.com/pytorch/torchtune, torchtune/models/mistral (_tokenizer.py, _prompt_template.py)
+MESSAGES = MessageLayout(
+    prompt={"user": ("[INST] ", " [/INST] ")},
+    prompt_name="MistralChatTemplate",
+    system="refused",
+    strip="right",
+    unspaced="within_turn",
+    cut_masked=None,
+)
