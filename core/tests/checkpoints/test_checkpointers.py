@@ -67,7 +67,7 @@ def hf(folder: Path, output: Path, model_type: str, **more: Any) -> FullModelHFC
     return FullModelHFCheckpointer(folder, files, model_type, output, **more)
 
 
-FAMILIES = {
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama, tied": ("llama", {"tie_word_embeddings": True}),
     "gemma, tied": ("gemma", {}),
@@ -324,7 +324,8 @@ def test_all_missing_files_are_named_at_once(tmp_path: Path) -> None:
         FullModelHFCheckpointer(tmp_path / "model", ["model.safetensor"], "llama", tmp_path)
     with pytest.raises(ModelError, match=r"there is no folder .*modle; did you mean .*model\?"):
         FullModelMetaCheckpointer(tmp_path / "modle", ["a"], "llama", tmp_path)
-    for files in ("model.safetensors", []):
+    wrong: tuple[Any, ...] = ("model.safetensors", [])
+    for files in wrong:
         with pytest.raises(UsageError, match=r"checkpoint_files = .*: give a list of file names"):
             FullModelHFCheckpointer(tmp_path / "model", files, "llama", tmp_path)
     (tmp_path / "model" / "x.bin").touch()

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -35,14 +35,12 @@ if TYPE_CHECKING:
     from graftwork.checkpoints.keymap import KeyMap
     from graftwork.specs import ModelFamily, Preset
 
-T = TypeVar("T")
-
 MODEL_KEY, ADAPTER_KEY, ADAPTER_CONFIG_KEY = "model", "adapter", "adapter_config"
 RECIPE_STATE = "recipe_state.pt"
 _SHARD_SIZE = "5GB"
 
 
-class StateDict(dict[str, torch.Tensor]):
+class StateDict(dict[str, Any]):
     """Parameters by name, for ``load_state_dict``; it also answers to ``["model"]``, as torchtune's recipes ask.
 
     ``extras`` are what else a run left, by torchtune's names (``adapter``, ``epochs_run``, ``optimizer``, ...): they
@@ -63,7 +61,7 @@ class StateDict(dict[str, torch.Tensor]):
     def __contains__(self, key: object) -> bool:
         return super().__contains__(key) or key == MODEL_KEY or key in self.extras
 
-    def get(self, key: str, default: T | None = None) -> Any:
+    def get(self, key: str, default: Any = None) -> Any:
         try:
             return self[key]
         except KeyError:
