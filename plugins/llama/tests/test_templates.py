@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from graftwork import build_chat_template, render_chat
-from graftwork.chat import check_turns, encode_conversation, find_template
+from graftwork.chat import check_turns, encode_conversation, find_template, sandbox
 from graftwork.errors import DataError
 from graftwork.registry import get_registry
 from graftwork.tokenizers import stop_token_ids
@@ -115,6 +115,55 @@ def test_what_the_formats_have_no_place_for_is_refused() -> None:
         render_chat([*ONE, ONE[1]], template="llama2", **TOKENS["llama2"])
     with pytest.raises(DataError, match="the roles are system, user and assistant, not tool"):
         render_chat([*ONE, {"role": "tool", "content": "4"}], template="llama3-instruct")
+
+
+HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
+DATED = HEADER.format("system") + "Cutting Knowledge Date: December 2023\nToday Date: {}\n\nBe brief.<|eot_id|>"
+TOOL = {"type": "function", "function": {"name": "f"}}
+CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
+
+
+@pytest.mark.parametrize("name", ["llama3.1", "llama3.2"])
+def test_no_text_depends_on_the_day(name: str) -> None:
+    talk = HEADER.format("user") + "Hello<|eot_id|>" + HEADER.format("assistant") + "Hi<|eot_id|>"
+    assert render_chat([SYSTEM, *ONE], template=name) == DATED.format("26 Jul 2024") + talk
+    assert render_chat([SYSTEM, *ONE], template=name, date_string="1 Jan 2020") == DATED.format("1 Jan 2020") + talk
+
+
+@pytest.mark.parametrize("name", ["llama3.1", "llama3.2"])
+def test_tools_stand_in_the_first_question_and_calls_are_learnt(name: str) -> None:
+    messages = [ONE[0], CALL, {"role": "tool", "content": "4"}, ONE[1]]
+    text = render_chat(messages, template=name, tools=[TOOL])
+    assert "Environment: ipython\n" in text
+    asked = text.partition(HEADER.format("user"))[2].partition("<|eot_id|>")[0]
+    assert asked.startswith("Given the following functions")
+    assert asked.endswith('"name": "f"\n    }\n}\n\nHello')
+    assert HEADER.format("ipython") + '"4"<|eot_id|>' in text
+    blocks = sandbox.render(find_template(name).source, {"messages": messages})[1]
+    assert [block for _, block in blocks] == ['{"name": "f", "parameters": {"x": 1}}<|eot_id|>', "Hi<|eot_id|>"]
+
+
+def test_built_in_tools_are_called_by_name() -> None:
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"q": "a", "n": "b"}}}]}
+    text = render_chat([ONE[0], call], template="llama3.1", builtin_tools=["f", "code_interpreter"])
+    assert "Environment: ipython\nTools: f\n\nCutting" in text
+    assert text.endswith('<|python_tag|>f.call(q="a", n="b")<|eom_id|>')
+    with pytest.raises(DataError, match="the arguments of the built-in tool f must be texts; write numbers as texts"):
+        render_chat([ONE[0], CALL], template="llama3.1", builtin_tools=["f"])
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([SYSTEM], "the tools stand in the first user message, so one must follow the system message"),
+        ([ONE[0], {**CALL, "content": "Well."}], "is a text or one tool call"),
+        ([ONE[0], {**CALL, "tool_calls": CALL["tool_calls"] * 2}], "make several calls several messages"),
+        ([ONE[0], {"role": "user", "content": [{"type": "image"}]}], "the user message needs one text"),
+    ],
+)
+def test_what_has_no_place_beside_tools(messages: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        render_chat(messages, template="llama3.1", tools=[TOOL])
 
 
 def test_names_and_stops() -> None:

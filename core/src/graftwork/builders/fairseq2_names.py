@@ -105,7 +105,12 @@ class FamilyConfig:
 
 
 def config_class(name: str, model_type: str, defaults: Mapping[str, Any], **fixed: Any) -> type[Any]:
-    """A dataclass of fairseq2's fields with these ``defaults``; ``fixed`` is what transformers states besides."""
+    """A dataclass of fairseq2's fields with these ``defaults``; ``fixed`` is what transformers states besides.
+
+    Where there is ``use_scaled_rope`` there is a ``rope_scale`` too, by default Llama 3.1's.
+    """
+    if "use_scaled_rope" in defaults:
+        defaults = {"rope_scale": RoPEScaleConfig(), **defaults}
     known = {*FIELDS, *WITHOUT_EFFECT, *RULED}
     if unknown := defaults.keys() - known:
         raise ValueError(f"{name}: no rule says what {', '.join(sorted(unknown))} is in transformers")

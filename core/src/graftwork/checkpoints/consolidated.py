@@ -43,6 +43,7 @@ def consolidated_map(
     embedding_split: int | Callable[[Values], int] = 0,
     experts: bool = False,
     presets: Sequence[Preset] = (),
+    released: bool = True,
 ) -> KeyMap:
     """The key map of a decoder whose files are ``consolidated.*`` beside ``params.json``.
 
@@ -52,6 +53,7 @@ def consolidated_map(
     is the dimension along which model-parallel files split the embeddings (a function of the configuration where
     sizes differ in it). ``experts`` adds Mixtral's mixture. What ``params.json`` leaves unsaid (token ids, tied
     weights, the length, by how much frequencies are stretched) comes from the one of ``presets`` with these numbers.
+    Where nothing of the kind is ``released``, no ``params.json`` is taken for one unasked.
     """
     more = fields or {}
 
@@ -74,7 +76,7 @@ def consolidated_map(
         derived=("rope.freqs", "layers.{}.attention.inner_attention.rope.freqs"),
         tied=("output.weight", "tok_embeddings.weight"),
         writes_tied_head=layout == "meta",
-        fits=lambda params: states_width(params) == (layout == "mistral") and ("moe" in params) == experts,
+        fits=lambda params: released and states_width(params) == (layout == "mistral") and ("moe" in params) == experts,
     )
 
 

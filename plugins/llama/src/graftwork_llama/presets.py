@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from graftwork.specs import MessageLayout, Preset, RankLayout
+from graftwork.specs import DECODER, MessageLayout, Preset, RankLayout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -237,6 +237,19 @@ TINY = {
     "eos_token_id": 2,
 }
 
+CHAT_TEMPLATES: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+    (("llama2", "llama2-chat", "llama-2-chat"), {"stop": ("</s>",)}),
+    (("llama3-instruct", "llama3", "llama-3-instruct"), {"stop": ("<|eot_id|>",)}),
+    (
+        ("llama3.1", "llama3.1-instruct", "llama-3.1-instruct"),
+        {"stop": ("<|eot_id|>", "<|eom_id|>"), "supports": ("system", "tools")},
+    ),
+    (
+        ("llama3.2", "llama3.2-instruct", "llama-3.2-instruct"),
+        {"stop": ("<|eot_id|>",), "supports": ("system", "tools")},
+    ),
+)
+
 # torchtune's generic builders: what they take by position, and their defaults.
 SHAPE = ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "embed_dim", "max_seq_len")
 LLAMA3_DEFAULTS = {"attn_dropout": 0.0, "rope_base": 500_000, "intermediate_dim": None, "norm_eps": 1e-5}
@@ -320,3 +333,12 @@ LLAMA3_MESSAGES = MessageLayout(
     last_end="with_end_tokens",
     decode_to_eos=True,
 )
+
+LLAMA: dict[str, Any] = {
+    **DECODER,
+    "presets": PRESETS,
+    "special_tokens": SPECIAL_TOKENS,
+    "stop_tokens": ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>", "</s>"),
+    "rank_layouts": (LLAMA3_RANKS,),
+    "tiny": TINY,
+}

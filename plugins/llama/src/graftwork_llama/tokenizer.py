@@ -4,4 +4,4 @@ from graftwork.tokenizers.tokenizer import TokenizerConfig
 
 
 class LLaMATokenizerConfig(TokenizerConfig):
-    """``impl`` (None: by the files), ``use_eot`` and ``split_regex`` of :class:`graftwork.tokenizers.TokenizerConfig`."""
+    """``impl`` (None: by the files), ``use_eot``, ``split_regex``: the core's options."""
