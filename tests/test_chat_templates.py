@@ -8,19 +8,21 @@ from __future__ import annotations
 import json
 import os
 import random
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from graftwork import render_chat
+from graftwork import load_tokenizer, render_chat
 from graftwork.chat import sandbox
+from graftwork.chat.check import check_template
 from graftwork.errors import DataError
 from graftwork.registry import get_registry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 BOS_EOS = {"bos_token": "<s>", "eos_token": "</s>"}
 LLAMA3 = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
@@ -346,3 +348,105 @@ def rendered(messages: Any, template: str, tools: Any, prompt: bool, variables: 
 def rendered_raw(messages: Any, source: str, tools: Any, prompt: bool, variables: Any) -> str:
     given = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": prompt}
     return sandbox.render(source, {**given, **variables})[0]
+
+
+# With the tokenizers that they belong to
+
+REAL = [
+    ("llama2", "llama2"),
+    ("llama3-instruct", "llama3"),
+    ("llama3.1", "llama3"),
+    ("llama3.2", "llama3"),
+    ("gemma-it", "gemma, instruction-tuned"),
+    ("gemma3-it", "gemma, instruction-tuned"),
+    ("phi3-instruct", "phi3"),
+    ("phi3.5-instruct", "phi3"),
+    ("phi4", "phi4"),
+    ("qwen2.5", "qwen2.5"),
+    ("qwen2-vl-instruct", "qwen2.5"),
+    ("qwen3", "qwen2.5"),
+    ("qwen3-instruct", "qwen2.5"),
+    ("mistral-v1", "mistral/tokenizer.model.v1"),
+    ("mistral-v3", "mistral/mistral_instruct_tokenizer_240323.model.v3"),
+    ("mistral-nemo", "tekken"),
+    ("default", "llama2"),
+    ("alpaca", "llama2"),
+    ("vicuna", "llama2"),
+    ("gpt2", "llama2"),
+    ("chatml", "qwen2.5"),
+    ("zephyr", "mistral/tokenizer.model.v1"),
+    ("llava", "mistral/tokenizer.model.v1"),
+]
+EXCUSED = {"qwen3", "mistral-v3", "mistral-nemo"}
+
+
+@pytest.fixture(scope="module")
+def real(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """``real(name)``: a tokenizer, loaded once."""
+    return cache(lambda name: load_tokenizer(tokenizer_of(data, tmp_path_factory.mktemp("tokenizer"), name)))
+
+
+@pytest.mark.parametrize(("name", "tokenizer"), REAL, ids=[name for name, _ in REAL])
+def test_every_template_passes_the_check_with_its_real_tokenizer(
+    real: Callable[[str], Any], name: str, tokenizer: str
+) -> None:
+    report = check_template(name, real(tokenizer))
+    assert report.violations == ()
+    assert report.excused == (("prefix",) if name in EXCUSED else ())
+    supports = get_registry().chat_templates[name].supports
+    refused = " ".join(note for note in report.notes if note.startswith("not tried"))
+    assert ("tools" in refused) == ("tools" not in supports)
+    assert ("a system message" in refused) == ("system" not in supports)
+    assert any(token.trained for token in report.tokens)
+
+
+def test_all_of_them_are_tried() -> None:
+    assert sorted(name for name, _ in REAL) == sorted(get_registry().chat_templates)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "rules"),
+    [
+        ("chatml", "llama2", {"vocabulary", "stop"}),
+        ("mistral-v3", "mistral/tokenizer.model.v1", {"vocabulary"}),
+        # This one is the base model's, which has the two tokens of a turn only as vocabulary that no text leads to.
+        ("gemma-it", "gemma", {"vocabulary", "stop"}),
+    ],
+)
+def test_a_template_on_a_tokenizer_of_another_model(
+    real: Callable[[str], Any], name: str, tokenizer: str, rules: set[str]
+) -> None:
+    assert {found.rule for found in check_template(name, real(tokenizer)).violations} == rules
+
+
+def tokenizer_of(data: Path, folder: Path, name: str) -> Path:
+    if name == "tekken":
+        pytest.importorskip("mistral_common", reason="mistral-common is not installed, and tekken with it")
+        spec = find_spec("mistral_common")
+        assert spec is not None
+        assert spec.origin is not None
+        return Path(spec.origin).parent / "data" / "tekken_240718.json"
+    if name == "gemma, instruction-tuned":
+        tokens = ["<start_of_turn>", "<end_of_turn>", "<start_of_image>"]
+        return with_tokens(data / "tokenizers/gemma", folder, tokens)
+    if name == "phi4":  # its vocabulary is not here; what matters are the control tokens
+        return with_tokens(data / "tokenizers/phi3", folder, ["<|im_start|>", "<|im_sep|>", "<|im_end|>"])
+    return data / "tokenizers" / name
+
+
+def with_tokens(source: Path, folder: Path, tokens: list[str]) -> Path:
+    """A copy with further control tokens, as the instruction-tuned model's tokenizer has them."""
+    document = json.loads((source / "tokenizer.json").read_text("utf-8"))
+    known = document["model"]["vocab"]
+    after = max([*known.values(), *(token["id"] for token in document["added_tokens"])]) + 1
+    plain = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    document["added_tokens"] += [
+        {"id": known.get(text, after + number), "content": text, **plain} for number, text in enumerate(tokens)
+    ]
+    document["added_tokens"].sort(key=lambda token: int(token["id"]))
+    (folder / "tokenizer.json").write_text(json.dumps(document), "utf-8")
+    config = json.loads((source / "tokenizer_config.json").read_text("utf-8"))
+    for key in ("chat_template", "added_tokens_decoder"):
+        config.pop(key, None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    return folder
