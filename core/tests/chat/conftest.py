@@ -73,6 +73,14 @@ def data() -> Path:
     return Path(root)
 
 
+@pytest.fixture(scope="session")
+def real(data: Path) -> Any:
+    """A function that loads a real tokenizer by its place, once."""
+    from graftwork import load_tokenizer
+
+    return cache(lambda file: load_tokenizer(data / "tokenizers" / file))
+
+
 def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 

@@ -65,14 +65,14 @@ def foreign_tokens(
 
 
 def refusal(
-    found: Sequence[Foreign], messages: Sequence[dict[str, Any]], text: str, vocabulary: Vocabulary
+    template: TemplateSource, variables: Mapping[str, Any], text: str, found: Sequence[Foreign], vocabulary: Vocabulary
 ) -> DataError:
     """What to say of the first of ``found``."""
-    token = text[found[0].start : found[0].end]
+    start, end = found[0]
     return DataError(
-        f"{_place(token, messages, vocabulary)} {token}, which the tokenizer takes for a control token: take it out of "
-        "the text, or set special_tokens_in_content to as_text (it becomes plain text) or allow (it stays a control "
-        "token)"
+        f"{_place(template, variables, text, found[0], vocabulary)} {text[start:end]}, which the tokenizer takes for a "
+        "control token: take it out of the text, or set special_tokens_in_content to as_text (it becomes plain text) "
+        "or allow (it stays a control token)"
     )
 
 
@@ -87,18 +87,15 @@ def encode_apart(vocabulary: Vocabulary, text: str, found: Sequence[Foreign]) ->
         hidden = hidden[:start] + _letters(hidden[start:end]) + hidden[end:]
     whole = vocabulary.encode(hidden)
     cuts = [i for i, index in enumerate(whole.ids) if index in vocabulary.control_ids]
-    tokens = Tokens([], [], [])
+    pieces: list[Tokens] = []
     first, begin = 0, 0
     for cut in [*cuts, len(whole.ids)]:
         end = whole.starts[cut] if cut < len(whole.ids) else len(text)
         inside = [token for token in found if begin <= token.start < end]
-        if inside:
-            _extend(tokens, _plain(vocabulary, text, begin, end, inside))
-        else:
-            _extend(tokens, Tokens(*(column[first:cut] for column in whole)))
-        _extend(tokens, Tokens(*(column[cut : cut + 1] for column in whole)))
+        between = _plain(vocabulary, text, begin, end, inside) if inside else _slice(whole, first, cut)
+        pieces += [between, _slice(whole, cut, cut + 1)]
         first, begin = cut + 1, whole.ends[cut] if cut < len(whole.ids) else end
-    return tokens
+    return _joined(pieces)
 
 
 def masked_text(value: str, vocabulary: Vocabulary) -> str:
@@ -224,17 +221,23 @@ def _plain(vocabulary: Vocabulary, text: str, begin: int, end: int, inside: Sequ
 
 
 def _encode_between(vocabulary: Vocabulary, text: str, places: Sequence[int]) -> Tokens:
-    tokens = Tokens([], [], [])
+    pieces = []
     for begin, end in pairwise(places):
-        piece = vocabulary.encode_plain(text[begin:end], within=begin > 0)
-        starts, ends = ([begin + place for place in column] for column in piece[1:])
-        _extend(tokens, Tokens(piece.ids, starts, ends))
-    return tokens
+        ids, starts, ends = vocabulary.encode_plain(text[begin:end], within=begin > 0)
+        pieces.append(Tokens(ids, [begin + place for place in starts], [begin + place for place in ends]))
+    return _joined(pieces)
 
 
-def _extend(tokens: Tokens, more: Tokens) -> None:
-    for column, values in zip(tokens, more, strict=True):
-        column.extend(values)
+def _slice(tokens: Tokens, first: int, last: int) -> Tokens:
+    return Tokens(tokens.ids[first:last], tokens.starts[first:last], tokens.ends[first:last])
+
+
+def _joined(pieces: Sequence[Tokens]) -> Tokens:
+    return Tokens(
+        [index for piece in pieces for index in piece.ids],
+        [place for piece in pieces for place in piece.starts],
+        [place for piece in pieces for place in piece.ends],
+    )
 
 
 def _letters(text: str) -> str:
@@ -244,14 +247,18 @@ def _letters(text: str) -> str:
 # What to say
 
 
-def _place(token: str, messages: Sequence[dict[str, Any]], vocabulary: Vocabulary) -> str:
-    texts = [list(_texts(message)) for message in messages]
-    for index, message in enumerate(messages):
-        if any(token in text for text in texts[index]):
-            return f"message number {index + 1} ({message['role']}) holds"
-    for index, message in enumerate(messages):
-        if any(masked_text(text, vocabulary) != text for text in texts[index]):
-            return f"message number {index + 1} ({message['role']}) has a part of"
+def _place(
+    template: TemplateSource, variables: Mapping[str, Any], text: str, found: Foreign, vocabulary: Vocabulary
+) -> str:
+    """The message without whose text there is no such token."""
+    token = text[found.start : found.end]
+    for index, message in enumerate(variables["messages"]):
+        masked = [*variables["messages"]]
+        masked[index] = _changed(message, lambda value: masked_text(value, vocabulary), "")
+        without = _render(template, {**variables, "messages": masked}, str)
+        if without is not None and without[found.start : found.end] != token:
+            verb = "holds" if any(token in part for part in _texts(message)) else "has a part of"
+            return f"message number {index + 1} ({message['role']}) {verb}"
     return "the tools or documents hold"
 
 

@@ -250,9 +250,10 @@ def _whole(
 ) -> Written:
     vocabulary = vocabulary_of(tokenizer)
     text, blocks = render(found, rows, names)
-    foreign = [] if policy == "allow" else foreign_tokens(found, {**names, "messages": rows}, text, vocabulary)
+    given = {**names, "messages": rows}
+    foreign = [] if policy == "allow" else foreign_tokens(found, given, text, vocabulary)
     if foreign and policy == "error":
-        raise refusal(foreign, rows, text, vocabulary)
+        raise refusal(found, given, text, foreign, vocabulary)
     tokens = encode_apart(vocabulary, text, foreign) if foreign else vocabulary.encode(text)
     return Written(found, rows, names, text, tokens, blocks, foreign)
 

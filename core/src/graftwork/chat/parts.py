@@ -26,7 +26,8 @@ def encode_parts(
     if "".join(piece.text for piece in pieces) != text:
         raise _not_in_parts(template, "a macro, a filter or a {% set %} block holds some of its output back")
     encode, control_id = piece_encoders(tokenizer)
-    tokens = Tokens([], [], [])
+    ids: list[int] = []
+    places: list[tuple[int, int]] = []
     end = 0
     for piece in pieces:
         start, end = end, end + len(piece.text)
@@ -35,11 +36,10 @@ def encode_parts(
                 raise _not_in_parts(template, f"{piece.text.strip()[:40]!r} stands outside of {{{{ }}}}")
             continue
         control = control_id(piece.text) if piece.kind == "markup" or allow_special else None
-        ids = encode(piece.text) if control is None else [control]
-        tokens.ids.extend(ids)
-        tokens.starts.extend([start] * len(ids))
-        tokens.ends.extend([end] * len(ids))
-    return tokens
+        of_piece = encode(piece.text) if control is None else [control]
+        ids.extend(of_piece)
+        places.extend([(start, end)] * len(of_piece))
+    return Tokens(ids, [start for start, _ in places], [end for _, end in places])
 
 
 def _not_in_parts(template: TemplateSource, reason: str) -> UsageError:

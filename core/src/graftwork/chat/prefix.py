@@ -114,9 +114,9 @@ def _require_own_words(
     probes = probe_messages(messages)
     try:
         text, _ = render(template, probes, variables)
-        spans = _spans(template, probes, variables, text, encode)
     except DataError:
-        return  # it refuses or changes such texts, which says nothing of the real ones
+        return  # it refuses such texts, which says nothing of the real ones
+    spans = _spans(template, probes, variables, text, encode)
     words = {index: probe_word(index) for index, message in enumerate(messages) if message.get("content")}
     for index, (start, end) in spans.items():
         turn = text[start:end]

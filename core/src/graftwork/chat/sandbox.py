@@ -93,10 +93,7 @@ class _TracedEnvironment(_Environment):
         tree = super()._parse(source, name, filename)
         for output in _straight_outputs(tree):
             output.nodes = [_noted(node) for node in output.nodes]
-        for number, loop in enumerate(tree.find_all(nodes.For)):
-            if isinstance(loop.target, nodes.Name):
-                item = nodes.Name(loop.target.name, "load")
-                loop.body = [_visit(number, item), *loop.body, _visit(number, nodes.Const(None))]
+        _note_loops(tree)
         return tree
 
 
@@ -202,6 +199,23 @@ def _is_markup(node: nodes.Node) -> bool:
     return all(
         name.name.endswith("_token") for name in (node, *node.find_all(nodes.Name)) if isinstance(name, nodes.Name)
     )
+
+
+def _note_loops(tree: nodes.Node) -> None:
+    """Has each loop note the item that it takes up, and that it is over, also after a ``{% break %}``."""
+    loops = [(loop, loop.target.name) for loop in tree.find_all(nodes.For) if isinstance(loop.target, nodes.Name)]
+    numbers = {id(loop): number for number, (loop, _) in enumerate(loops)}
+    for node in [tree, *tree.find_all(nodes.Node)]:
+        for _, value in node.iter_fields():
+            if isinstance(value, list):
+                value[:] = [part for item in value for part in _with_end(item, numbers)]
+    for loop, name in loops:
+        loop.body.insert(0, _visit(numbers[id(loop)], nodes.Name(name, "load")))
+
+
+def _with_end(item: Any, numbers: Mapping[int, int]) -> list[Any]:
+    number = numbers.get(id(item))
+    return [item] if number is None else [item, _visit(number, nodes.Const(None))]
 
 
 def _visit(loop: int, item: nodes.Expr) -> nodes.ExprStmt:

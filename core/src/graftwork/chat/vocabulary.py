@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from graftwork.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 class Parts(NamedTuple):
@@ -27,8 +27,8 @@ class Tokens(NamedTuple):
     """Token ids, and for each where its characters begin and end in the text."""
 
     ids: list[int]
-    starts: list[int]
-    ends: list[int]
+    starts: Sequence[int]
+    ends: Sequence[int]
 
 
 def hf_tokenizer(tokenizer: Any) -> Any:
@@ -130,4 +130,4 @@ def _tokens(backend: Any, text: str) -> Tokens:
     if not encoding.ids:
         return Tokens([], [], [])
     starts, ends = zip(*encoding.offsets, strict=True)
-    return Tokens(encoding.ids, list(starts), list(ends))
+    return Tokens(encoding.ids, starts, ends)
