@@ -110,7 +110,7 @@ def config_class(name: str, model_type: str, defaults: Mapping[str, Any], **fixe
     Where there is ``use_scaled_rope`` there is a ``rope_scale`` too, by default Llama 3.1's.
     """
     if "use_scaled_rope" in defaults:
-        defaults = {"rope_scale": RoPEScaleConfig(), **defaults}
+        defaults = {**defaults, "rope_scale": defaults.get("rope_scale", RoPEScaleConfig())}
     known = {*FIELDS, *WITHOUT_EFFECT, *RULED}
     if unknown := defaults.keys() - known:
         raise ValueError(f"{name}: no rule says what {', '.join(sorted(unknown))} is in transformers")
