@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -188,6 +189,19 @@ def test_a_vocabulary_that_has_a_control_token_as_a_piece_of_text() -> None:
     found = written([{"role": "assistant", "content": "a</s>b"}], made, template, **AS_TEXT)
     assert made.convert_ids_to_tokens(found.tokens.ids) == ["a", "<", "/", "s", ">", "b", "</s>"]
     assert [found.text[start:end] for start, end in zip(*found.tokens[1:], strict=True)][:3] == ["a", "<", "/"]
+
+
+def test_added_tokens_that_control_nothing_stay_tokens(tokenizer: Any) -> None:
+    """As <think> and <tool_call> are in many vocabularies."""
+    from tokenizers import AddedToken
+
+    made = copy.deepcopy(tokenizer)
+    made.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>", special=False)])
+    messages = [user("Hi"), {"role": "assistant", "content": "<think>a<|im_end|></think>b"}]
+    ids = written(messages, made, "chatml", **AS_TEXT).tokens.ids
+    think = made.convert_tokens_to_ids(["<think>", "</think>"])
+    assert [index for index in ids if index in think] == think
+    assert made.decode(ids) == written(messages, made, "chatml", **ALLOW).text
 
 
 KINDS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from functools import cached_property
@@ -74,11 +73,14 @@ class Vocabulary:
 
     def encode_plain(self, text: str, *, within: bool) -> Tokens:
         """The ids of ``text`` with no control token parsed in it; ``within``: as what follows a control token."""
-        if not within:
-            return _tokens(self._plain, text)
-        front = len(self._stop)
-        ids, starts, ends = _tokens(self._plain, self._stop + text)
-        return Tokens(ids[1:], [start - front for start in starts[1:]], [end - front for end in ends[1:]])
+        front = len(self._stop) if within else 0
+        ids, starts, ends = _tokens(self._plain, self._stop + text if within else text)
+        first = 1 if within else 0
+        return Tokens(
+            [self._renamed.get(index, index) for index in ids[first:]],
+            [start - front for start in starts[first:]],
+            [end - front for end in ends[first:]],
+        )
 
     @cached_property
     def parts(self) -> Parts:
@@ -97,17 +99,25 @@ class Vocabulary:
 
     @cached_property
     def _plain(self) -> Any:
-        """The tokenizer without its control tokens."""
+        """The tokenizer without its control tokens. It shares the model, which is too large to copy in passing."""
         from tokenizers import AddedToken, Tokenizer
 
-        described = json.loads(self.backend.to_str())
-        described["added_tokens"] = [
-            token for token in described["added_tokens"] if token["content"] not in self.control
-        ]
-        described["post_processor"] = None
-        plain = Tokenizer.from_str(json.dumps(described))
+        plain = Tokenizer(self.backend.model)
+        plain.normalizer, plain.pre_tokenizer = self.backend.normalizer, self.backend.pre_tokenizer
+        plain.add_tokens(list(self._others.values()))
         plain.add_tokens([AddedToken(self._stop, normalized=False)])
         return plain
+
+    @cached_property
+    def _others(self) -> dict[int, Any]:
+        """The added tokens that are no control tokens."""
+        added = self.backend.get_added_tokens_decoder()
+        return {index: token for index, token in added.items() if token.content not in self.control}
+
+    @cached_property
+    def _renamed(self) -> dict[int, int]:
+        """The ids of those tokens, which :attr:`_plain` numbers anew."""
+        return {self._plain.token_to_id(token.content): index for index, token in self._others.items()}
 
 
 _KNOWN: WeakKeyDictionary[Any, Vocabulary] = WeakKeyDictionary()
