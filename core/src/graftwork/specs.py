@@ -9,7 +9,7 @@ New fields always have defaults: a plugin built against an older core keeps work
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from graftwork.checkpoints.keymap import KeyMap
     from graftwork.data.readers import OpenRequest, RowSource
     from graftwork.inference.engine import Engine, LoadedModel
+    from graftwork.sources.hubs import ModelHub, TokenizerHub
     from graftwork.tokenizers.tokenizer import Tokenizer
     from graftwork.training import Trainer, TrainRequest
 
@@ -155,6 +156,7 @@ class ModelFamily:
     ``key_maps`` holds, by the name of a checkpoint format, a thunk to the map between its parameter names and
     those of transformers. ``components`` are modules of the plugin whose public functions a configuration may
     name in ``_component_``; the last part of a module's name is torchtune's (``my_llama.llama3``).
+    ``config_class`` (``module:Class``) is a class of :mod:`graftwork.builders.fairseq2_names` that the family's hubs use.
     ``tiny`` are the values of a configuration for tests, ``tiny_by_type`` those that one model type has beside or
     instead of them. They are proved on 20 tokens: a window is shorter, and a soft-cap bites.
     ``rank_layouts`` complete the family's tokenizer files that hold nothing but tiktoken ranks.
@@ -180,6 +182,7 @@ class ModelFamily:
     tiny_by_type: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     key_maps: Mapping[str, Callable[[], KeyMap]] = field(default_factory=dict)
     components: tuple[str, ...] = ()
+    config_class: str = ""
     rank_layouts: tuple[RankLayout, ...] = ()
 
     def tiny_config(self, model_type: str, **changes: Any) -> PretrainedConfig:
@@ -225,12 +228,28 @@ class ChatTemplate:
     rewrites: str = ""
 
 
+def hubs(family: str) -> tuple[Callable[[], ModelHub], Callable[[], TokenizerHub]]:
+    """``get_<family>_model_hub`` and ``get_<family>_tokenizer_hub``, which a family's package offers as fairseq2 does."""
+
+    def models() -> ModelHub:
+        from graftwork.sources.hubs import model_hub
+
+        return model_hub(family)
+
+    def tokenizers() -> TokenizerHub:
+        from graftwork.sources.hubs import tokenizer_hub
+
+        return tokenizer_hub(family)
+
+    return models, tokenizers
+
+
 def chat_template(
     folder: Path,
     name: str,
     *aliases: str,
     stop: Sequence[str],
-    supports: Collection[Supported] = ("system",),
+    supports: tuple[Supported, ...] = ("system",),
     **more: Any,
 ) -> ChatTemplate:
     """The record of the file ``NAME.jinja`` in ``folder``; ``more`` are further fields of it."""

@@ -71,6 +71,24 @@ def _check_model(model: ModelParams) -> Iterator[Problem]:
     ):
         related = (("model", "model_revision"),) if field == "model_name" else ()
         yield from _look_up(("model", field), getattr(model, field), lookup, related)
+    yield from _check_template(model)
+
+
+def _check_template(model: ModelParams) -> Iterator[Problem]:
+    """A template whose end of turn the tokenizer cannot write, where its files lie here."""
+    from graftwork.chat.fit import missing_stop
+    from graftwork.chat.template import find_template
+    from graftwork.sources.resolve import resolve
+
+    tokenizer = "tokenizer_name" if model.tokenizer_name else "model_name"
+    try:
+        folder = resolve(getattr(model, tokenizer)).path if model.chat_template else None
+        reason = missing_stop(find_template(model.chat_template), folder) if folder else None
+    except GraftworkError:  # reported as a wrong name
+        return
+    if reason:
+        path, related = ("model", "chat_template"), (("model", tokenizer),)
+        yield Problem(path=path, value=model.chat_template, text=reason, related=related)
 
 
 def _check_split(split: DatasetSplitParams, path: Path) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ import logging
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from graftwork.chat.fit import require_stops
 from graftwork.data.blocks import Packer, Packing
 from graftwork.data.indexed import IndexedLoader, read_samples
 from graftwork.data.readers import OpenRequest, RowSource
@@ -123,6 +124,7 @@ def encoder_for(spec: DatasetSpec, options: BaseModel | None, request: LoadReque
         return text_encoder(request.tokenizer, getattr(options, "text_field", "text"))
     if spec.schema == "chat":
         messages_field = getattr(options, "messages_field", "messages")
+        require_stops(request.tokenizer, request.stop_ids, request.template_variables)
         return chat_encoder(
             request.tokenizer,
             request.split,
