@@ -97,3 +97,25 @@ def test_llama_3_3_is_the_architecture_of_3_1() -> None:
     presets = get_registry().presets
     assert presets["llama-3.3-70b"] is presets["llama3_1_70b"]
     assert "meta-llama/Llama-3.3-70B-Instruct" in presets["llama3_3_70b"].hub_ids
+
+
+def test_a_published_files_numbers_are_the_presets() -> None:
+    root = os.environ.get("GRAFTWORK_TEST_DATA")
+    if not root:
+        pytest.skip("GRAFTWORK_TEST_DATA is not set: the published key-values are not here")
+    published = json.loads((Path(root) / "model_meta/gguf_kv/Meta-Llama-3-8B-Instruct.json").read_text())
+    config = get_registry().presets["llama3_8b"].config()
+    names = {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "rope.dimension_count": config.head_dim,
+        "rope.freq_base": config.rope_parameters["rope_theta"],
+        "vocab_size": config.vocab_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+    }
+    assert {name: float(published[f"llama.{name}"]) for name in names} == pytest.approx(names)
+    assert int(published["tokenizer.ggml.bos_token_id"]) == config.bos_token_id
