@@ -40,10 +40,9 @@ class Piece(NamedTuple):
 
 
 class Visit(NamedTuple):
-    """Before which character and output the loop number ``loop`` took up ``item``; None where it was done with it."""
+    """Before which character the loop number ``loop`` took up ``item``; None where the loop was over."""
 
     length: int
-    piece: int
     loop: int
     item: Any
 
@@ -51,11 +50,10 @@ class Visit(NamedTuple):
 class Rendering:
     """What one rendering has used so far, and where its ``{% generation %}`` blocks came to lie.
 
-    A traced one also notes each output in ``pieces``, the outputs of each block in ``blocks``, and in ``visits``
-    where a loop took up which of its items.
+    A traced one also notes each output in ``pieces``, and in ``visits`` where a loop took up which of its items.
     """
 
-    __slots__ = ("blocks", "deadline", "emitted", "length", "pieces", "spans", "steps", "visits")
+    __slots__ = ("deadline", "emitted", "length", "pieces", "spans", "steps", "visits")
 
     def __init__(self) -> None:
         self.steps = 0
@@ -63,7 +61,6 @@ class Rendering:
         self.length = 0
         self.spans: list[tuple[int, str]] = []
         self.pieces: list[Piece] = []
-        self.blocks: list[tuple[int, int]] = []
         self.visits: list[Visit] = []
         self.deadline = time.monotonic() + MAX_SECONDS
 

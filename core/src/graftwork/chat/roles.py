@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from graftwork.chat.limits import Visit
 
 Owner = tuple[int, int | None]
-"""From which place on, and the index of the message; None is text before, between and after the messages."""
+"""From which character on, and the index of the message; None is text before, between and after the messages."""
 
 
-def owners(visits: Iterable[Visit], messages: Sequence[dict[str, Any]], *, by_piece: bool = False) -> list[Owner]:
+def owners(visits: Iterable[Visit], messages: Sequence[dict[str, Any]]) -> list[Owner]:
     """Which message each stretch of a traced rendering belongs to: the one that the innermost loop over messages
     was at. An item that is no message (a part of a content, a tool) belongs to the message around it.
 
-    Places are characters, or the numbers of outputs. What a loop inside a macro wrote cannot be told apart.
+    What a loop inside a macro wrote cannot be told apart.
     """
     numbers = {id(message): index for index, message in enumerate(messages)}
     inside: list[tuple[int, int | None]] = []
@@ -29,7 +29,7 @@ def owners(visits: Iterable[Visit], messages: Sequence[dict[str, Any]], *, by_pi
         if visit.item is not None:
             around = inside[-1][1] if inside else None
             inside.append((visit.loop, numbers.get(id(visit.item), around)))
-        found.append((visit.piece if by_piece else visit.length, inside[-1][1] if inside else None))
+        found.append((visit.length, inside[-1][1] if inside else None))
     return found
 
 

@@ -38,12 +38,10 @@ class _Generation(Extension):
         return nodes.CallBlock(self.call_method("_note"), [], [], body).set_lineno(line)
 
     def _note(self, caller: Macro) -> str:
-        rendering = limits.CURRENT.get()
-        first = len(rendering.pieces) if rendering is not None else 0
         text = str(caller())
+        rendering = limits.CURRENT.get()
         if rendering is not None:
             rendering.spans.append((rendering.length, text))
-            rendering.blocks.append((first, len(rendering.pieces)))
         return text
 
 
@@ -234,7 +232,7 @@ def _written(context: Context, value: Any, kind: limits.PieceKind) -> Any:
 def _visited(context: Context, item: Any, loop: int) -> None:
     rendering = limits.CURRENT.get()
     if rendering is not None:
-        rendering.visits.append(limits.Visit(rendering.length, len(rendering.pieces), loop, item))
+        rendering.visits.append(limits.Visit(rendering.length, loop, item))
 
 
 def _refuse_private(name: object) -> None:
