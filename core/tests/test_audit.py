@@ -297,6 +297,8 @@ HOSTILE = [
     "{{ messages|attr('_' ~ '_class_' ~ '_') }}",
     "{{ cycler.__init__.__globals__.os.system('touch ran') }}",
     "{{ namespace.mro() }}",
+    "{% if false %}{{ self._TemplateReference__context }}{% endif %}",
+    "{% set x = '%c%cclass%c%c'|format(95, 95, 95, 95) %}{{ ''[x].y }}",
     "{% include '/etc/passwd' %}",
     "{% import 'x' as y %}",
     "{% extends 'x' %}",

@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import pickletools
+import random
 import struct
 import zipfile
 from pathlib import Path
@@ -397,3 +398,22 @@ def test_values_are_those_of_python(tmp_path: Path) -> None:
         pickled = pickle.dumps(value, protocol)
         assert follow(io.BytesIO(pickled), TensorRules(tmp_path)) == pickle.loads(pickled)
         shared[6] = b"bytes"
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damage_of_any_kind_is_told_and_nothing_else(tmp_path: Path, zipped: bool) -> None:
+    """Bytes changed at random: the tensors are read, or the file is refused, and no other error gets out."""
+    stream = io.BytesIO()
+    torch.save({"model": {"a": torch.arange(6.0).view(2, 3)}}, stream, _use_new_zipfile_serialization=zipped)
+    content, chance = stream.getvalue(), random.Random(zipped)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(content)
+        for _ in range(chance.choice((1, 2, 5))):
+            damaged[chance.randrange(min(len(damaged), 1200))] = chance.randrange(256)
+        (tmp_path / "a.pt").write_bytes(damaged)
+        try:
+            assert all(isinstance(tensor, torch.Tensor) for tensor in read_pickle(tmp_path / "a.pt").values())
+        except ModelError:
+            refused += 1
+    assert refused > 100

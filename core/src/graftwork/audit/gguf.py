@@ -25,7 +25,7 @@ def check_gguf(file: Path, name: str) -> Iterator[Finding]:
     try:
         with file.open("rb") as stream:
             found = dict(_templates(stream))
-    except (ValueError, struct.error) as error:
+    except (ValueError, OverflowError, OSError, struct.error) as error:
         what = f"this GGUF file's header cannot be read ({error})"
         yield Finding(severity="lie", file=name, what=what, remedy="fetch it again; if it stays so, do not use it")
         return

@@ -6,6 +6,7 @@ import io
 import mmap
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
@@ -146,7 +147,7 @@ def _list_archive(file: Path, listing: Listing) -> bool:
         with zipfile.ZipFile(file) as archive:
             read = [_list_member(archive, member, listing) for member in archive.infolist()]
             return all(read)  # a member that cannot be read hides none of the others
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, ValueError):
+    except (zipfile.BadZipFile, OSError, EOFError, OverflowError, RuntimeError, ValueError, zlib.error):
         return False
 
 

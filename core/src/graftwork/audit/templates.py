@@ -64,7 +64,7 @@ def _parsed(source: str) -> nodes.Template:
 
 def _reach(node: nodes.Node) -> str | None:
     """The name by which a part of a template leaves plain data, None where it does not."""
-    if isinstance(node, nodes.Getattr) and _leads_out(node.attr):
+    if isinstance(node, nodes.Getattr) and (node.attr.startswith("_") or node.attr in _WAYS_OUT):
         return node.attr
     if isinstance(node, nodes.Const) and isinstance(node.value, str) and _leads_out(node.value):
         return node.value[:80]

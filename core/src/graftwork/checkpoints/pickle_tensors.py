@@ -18,7 +18,7 @@ import zipfile
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
-from graftwork.checkpoints.pickle_machine import MalformedPickleError, follow
+from graftwork.checkpoints.pickle_machine import follow
 from graftwork.errors import ModelError
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _described(path: Path) -> tuple[Any, TensorRules]:
         with path.open("rb") as file:
             head = file.read(16)
             value = _read_zip(file, rules) if head.startswith(b"PK") else _read_legacy(file, head, rules)
-    except (MalformedPickleError, zipfile.BadZipFile, struct.error) as error:
+    except (ValueError, OverflowError, EOFError, NotImplementedError, zipfile.BadZipFile, struct.error) as error:
         raise ModelError(f"{path}: this is no file of torch.save, or it is damaged: {error}; fetch it again") from error
     except OSError as error:
         raise ModelError(f"{path}: the file cannot be read: {error.strerror or error}") from error
