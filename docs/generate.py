@@ -153,6 +153,22 @@ def plural(noun: str) -> str:
     return noun.removesuffix("y") + "ies" if noun.endswith("y") else noun + "s"
 
 
+def templates(_: str | None) -> str:
+    """The chat templates, and what each supports."""
+    listed = get_registry().chat_templates
+    rows = [
+        (
+            f"`{name}`",
+            f"`{listed.owner(name).distribution}`",
+            ", ".join(sorted(record.supports)) or "-",
+            " ".join(f"`{annotation(text)}`" for text in record.stop) or "the tokenizer's `eos_token`",
+            ", ".join(f"`{alias}`" for alias in record.aliases) or "-",
+        )
+        for name, record in listed.items()
+    ]
+    return table(("template", "comes with", "supports", "ends a turn in", "also called"), rows)
+
+
 def commands(_: str | None) -> str:
     """The help of ``graft`` and of every command under it."""
     return "\n".join(help_of(graft, "graft", None))
@@ -181,6 +197,7 @@ GENERATORS: dict[str, Callable[[str | None], str]] = {
     "hooks": hooks,
     "records": records,
     "plugins": plugins,
+    "templates": templates,
     "commands": commands,
     "file": file,
 }

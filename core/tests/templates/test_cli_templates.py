@@ -137,10 +137,12 @@ def test_the_tokenizers_own_template_and_rows_of_ones_own(
     document = json.loads(out)
     assert document["template"] == "chatml"
     assert [violation["conversations"] for violation in document["violations"]] == [[f"{rows}:3"]]
-    rows.write_text("{}\n{")
-    assert (
-        "rows.jsonl:1: expected a list of messages"
-        in graft("templates", "check", "--tokenizer", folder, "--rows", rows)[2]
-    )
-    rows.write_text(json.dumps(MESSAGES) + "\n{")
-    assert "rows.jsonl:2: no JSON" in graft("templates", "check", "--tokenizer", folder, "--rows", rows)[2]
+    for text, said in (
+        ("{}\n{", "rows.jsonl:1: fields none are no known row; expected one of: messages; instruction"),
+        (json.dumps(MESSAGES) + "\n{", "rows.jsonl:2: no JSON"),
+        ("3", "rows.jsonl:1: expected an object or a list of messages, found int"),
+    ):
+        rows.write_text(text)
+        assert said in graft("templates", "check", "--tokenizer", folder, "--rows", rows)[2]
+    rows.write_text(json.dumps({"instruction": "Add", "output": "4"}))
+    assert graft("templates", "check", "--tokenizer", folder, "--rows", rows)[0] == 0

@@ -92,7 +92,7 @@ def render_(
 @click.argument("name", required=False)
 @click.option("--tokenizer", required=True, help="Folder, file or name.")
 @click.option("--family", help="Model family, whose stop tokens count too; else the one that config.json tells.")
-@click.option("--rows", help="JSONL file with conversations of your own ({messages, tools} a line) to try as well.")
+@click.option("--rows", help="JSONL file with rows of your own, as for training, to try as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON, with every token.")
 @_variables
 @click.pass_context
@@ -183,13 +183,26 @@ def _conversation(where: str, value: Any) -> dict[str, Any]:
 
 
 def _rows(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a JSONL file, in any shape that training takes."""
+    from graftwork.data.conversations import to_conversation, tools_of
+    from graftwork.data.readers import START, Row
+
     for number, line in enumerate(_text(file).splitlines(), 1):
         if line.strip():
-            where = f"{file}:{number}"
-            try:
-                yield where, _conversation(where, json.loads(line))
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where}: no JSON: {error.msg}; one conversation belongs on each line") from None
+            row = Row(where=f"{file}:{number}", data=_object(line, f"{file}:{number}"), after=START)
+            yield row.where, {"messages": to_conversation(row).messages, "tools": tools_of(row)}
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: no JSON: {error.msg}; one conversation belongs on each line") from None
+    if isinstance(value, list):
+        return {"messages": value}
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected an object or a list of messages, found {type(value).__name__}")
+    return value
 
 
 def _parsed(variables: Sequence[str]) -> dict[str, Any]:
