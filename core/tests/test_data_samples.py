@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,10 @@ def test_another_field_holds_the_turns() -> None:
             r"rows\.jsonl:7: messages\.0\.role: Input should be .*'user'",
         ),
         ({"messages": [{"role": "user"}]}, r"rows\.jsonl:7: messages\.0\.content: Field required"),
+        (
+            {"messages": [{"role": "assistant", "content": None}]},
+            r"rows\.jsonl:7: messages\.0: .*content is null, and there are no tool_calls: give one of them",
+        ),
         ({"instruction": 3, "output": "A"}, r"rows\.jsonl:7: instruction is int 3, not a text"),
         ({"instruction": "Q", "output": None}, r"rows\.jsonl:7: output is NoneType None, not a text"),
         ({"instruction": "Q", "input": ["I"], "output": "A"}, r"rows\.jsonl:7: input is list \['I'\], not a text"),
@@ -154,8 +159,70 @@ def test_only_the_assistant_is_learned(tokenizer: Any, target: str) -> None:
 
 def test_a_turn_without_a_stop_names_its_row(tokenizer: Any) -> None:
     encode = chat_encoder(tokenizer, DatasetSplitParams(), "messages", frozenset({5}), {})
-    with pytest.raises(DataError, match=r"rows\.jsonl:7: a trained assistant turn .* is no stop token"):
+    with pytest.raises(DataError) as caught:
         encode(row(question="Q", answer="A"))
+    said = (
+        f"rows.jsonl:7: a trained assistant turn ends in the token {tokenizer.eos_token_id} '<end>', which is no stop"
+    )
+    assert str(caught.value).startswith(
+        f"{said} token (5 {tokenizer.decode([5])!r}): the model would not learn to stop"
+    )
+
+
+@pytest.mark.parametrize("policy", ["error", "as_text", "allow"])
+def test_control_tokens_in_a_row(tokenizer: Any, policy: str) -> None:
+    encode = chat_encoder(tokenizer, DatasetSplitParams(), "messages", frozenset({tokenizer.eos_token_id}), {}, policy)
+    bad = row(question="Q<end>?", answer="A")
+    if policy == "error":
+        with pytest.raises(
+            DataError, match=r"^rows\.jsonl:7: message number 1 \(user\) holds <end>, which the tokenizer"
+        ):
+            encode(bad)
+        return
+    sample = encode(bad)
+    assert tokenizer.decode(sample.input_ids) == "<user>Q<end>?\nA<end>"
+    assert (sample.input_ids == tokenizer.eos_token_id).sum() == (1 if policy == "as_text" else 2)
+    assert tokenizer.decode(sample.input_ids[sample.trained]) == "A<end>"
+
+
+def test_calls_of_tools_and_the_tools_of_a_row() -> None:
+    template = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
+        "{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.tool_calls | tojson if m.tool_calls else m.content }}{{ eos_token }}{% endgeneration %}"
+        "{% else %}{{ m.role + (m.name or '') + (m.tool_call_id or '') + ':' + m.content }}{% endif %}{% endfor %}"
+    )
+    able = make_tokenizer(eos_token="<end>")
+    able.chat_template = template
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "1 + 2?"}]},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "name": "add", "tool_call_id": "c1", "content": "3"},
+        {"role": "assistant", "content": "It is 3"},
+    ]
+    for tools in ([{"name": "add"}], '[{"name": "add"}]'):
+        encode = chat_encoder(able, DatasetSplitParams(), "messages", frozenset({able.eos_token_id}), {})
+        sample = encode(row(messages=messages, tools=tools))
+        assert able.decode(sample.input_ids) == (
+            f'[{{"name": "add"}}]user:1 + 2?[{json.dumps(call)}]<end>tooladdc1:3It is 3<end>'
+        )
+        assert able.decode(sample.input_ids[sample.trained]) == f"[{json.dumps(call)}]<end>It is 3<end>"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ({"tools": [{"name": "add"}]}, "has no place for the tools of the conversation"),
+        ({"tools": "[{"}, r"rows\.jsonl:7: tools is a text that is not JSON: '\[\{'"),
+        ({"tools": {"name": "add"}}, r"rows\.jsonl:7: tools is no list of objects but \{'name'"),
+    ],
+)
+def test_tools_that_would_be_left_out(tokenizer: Any, data: dict[str, Any], reason: str) -> None:
+    encode = chat_encoder(tokenizer, DatasetSplitParams(), "messages", frozenset({tokenizer.eos_token_id}), {})
+    messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    with pytest.raises(DataError, match=reason):
+        encode(row(messages=messages, **data))
 
 
 def sample_of(length: int, first_trained: int = 0, where: str = "rows.jsonl:7") -> Sample:

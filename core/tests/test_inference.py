@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from graftwork.config import GenerationParams
 from graftwork.errors import ModelError, UsageError
 from graftwork.inference import LoadedModel
-from graftwork.inference.prompts import encode_text
+from graftwork.inference.prompts import encode_prompt, encode_text
 from graftwork.inference.transformers_engine import TransformersEngine
 from graftwork.specs import ModelFamily
 
@@ -252,6 +252,14 @@ def test_an_eos_that_the_tokenizer_appends_is_not_part_of_a_prompt():
     tokenizer.backend_tokenizer.post_processor = closing
     assert tokenizer.encode("hi")[-1] == 1
     assert encode_text("hi", tokenizer) == byte_tokenizer().encode("hi")
+
+
+def test_a_message_cannot_end_its_turn(engine):
+    """What a user writes is text, also where it is the text of a control token."""
+    encoded = encode_prompt([{"role": "user", "content": "a</s>b"}], engine.loaded)
+    assert encoded.text == "<s>[user]a</s>b"
+    assert encoded.ids == [0, *engine.loaded.tokenizer("[user]a<", add_special_tokens=False).input_ids,
+                           *engine.loaded.tokenizer("/s>b", add_special_tokens=False).input_ids]  # fmt: skip
 
 
 def test_messages_without_a_template_are_an_error(engine):

@@ -116,6 +116,23 @@ def test_message_objects_are_the_same_as_dictionaries() -> None:
     assert render_chat(Conversation(messages=messages), template="chatml") == expected
 
 
+def test_messages_carry_calls_of_tools() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    messages = [
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "3", "name": "add", "tool_call_id": "c1"},
+    ]
+    conversation = Conversation.from_dict({"messages": messages})
+    assert conversation.to_dict()["messages"] == messages
+    assert Conversation.from_json(conversation.to_json()) == conversation
+    assert (conversation.messages[0].text, conversation.messages[1].name) == ("", "add")
+    assert render_chat(conversation, template="{{ messages | tojson }}") == render_chat(
+        [{key: message[key] for key in ("role", "content", "name", "tool_calls", "tool_call_id") if key in message}
+         for message in messages],
+        template="{{ messages | tojson }}",
+    )  # fmt: skip
+
+
 def test_text_parts_are_joined_and_images_stay_parts() -> None:
     parts = [ContentItem(type=Type.TEXT, content="Hel"), ContentItem(type=Type.TEXT, content="lo")]
     assert "Hello<|im_end|>" in render_chat([Message(role=Role.USER, content=parts)], template="chatml")
