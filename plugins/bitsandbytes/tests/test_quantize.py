@@ -152,3 +152,17 @@ def test_gradients_are_those_of_the_dequantized_weights(folder: Path) -> None:
     assert got.keys() == wanted.keys()
     for name, value in got.items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_classifiers_head_stays_whole_and_is_trained() -> None:
+    from transformers import LlamaForSequenceClassification
+
+    from graftwork_bitsandbytes.params import FourBitParams
+    from graftwork_bitsandbytes.quantize import quantize
+
+    model = quantize(LlamaForSequenceClassification(LlamaConfig(**SIZES, num_labels=2)), FourBitParams())
+    assert type(model.score) is nn.Linear
+    assert isinstance(model.model.layers[0].self_attn.q_proj, bnb.nn.Linear4bit)
+    adapted = attach_adapter(model, PeftParams(lora_target_modules=["q_proj"]))
+    trained = {name for name, weight in adapted.named_parameters() if weight.requires_grad}
+    assert any("score.modules_to_save" in name for name in trained)

@@ -68,11 +68,13 @@ def never_pack(model: nn.Module) -> None:
 
 def _linears(model: Any, params: EightBitParams) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    decoder = getattr(model, getattr(model, "base_model_prefix", "") or " ", None)
     skip = set(params.llm_int8_skip_modules or ())
     for path, parent in model.named_modules():
         for name, layer in parent.named_children():
             full = f"{path}.{name}" if path else name
-            if type(layer) is nn.Linear and layer is not output and not _named(full, skip):
+            head = layer is output or (parent is model and decoder is not None)  # a classifier's too
+            if type(layer) is nn.Linear and not head and not _named(full, skip):
                 yield parent, name, layer
 
 
