@@ -66,6 +66,15 @@ def test_what_torch_saves_is_read(tmp_path: Path, zipped: bool, protocol: int, m
     assert found["tied"].data_ptr() == found["0.weight"].data_ptr()
 
 
+def test_the_versions_that_a_module_notes_beside_its_state(tmp_path: Path) -> None:
+    module = torch.nn.BatchNorm1d(4)
+    assert "_metadata" in vars(module.state_dict())
+    torch.save(module.state_dict(), tmp_path / "a.pt")
+    found = read_pickle(tmp_path / "a.pt")
+    assert list(found) == list(module.state_dict())
+    assert module.load_state_dict(found, strict=True)
+
+
 def test_dtypes_without_a_storage_class(tmp_path: Path) -> None:
     tensors = {str(dtype): torch.ones(4, 2).to(dtype) for dtype in (torch.float8_e4m3fn, torch.uint16, torch.uint64)}
     torch.save(tensors, tmp_path / "a.pt")
