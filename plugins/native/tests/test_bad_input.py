@@ -99,6 +99,24 @@ def test_all_rows_at_once(toys: Any, tmp_path: Path, llama: Path, capsys: pytest
     assert "rows.jsonl:4: prompt is int 1, not a text" in said
 
 
+def test_control_tokens_in_messages(toys: Any, tmp_path: Path, llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.jsonl"
+    bad = CHAT.replace('"q"', '"q<end>"')
+    path.write_text(CHAT + bad * 2 + CHAT + bad * 3)
+    config = write_config(toys, tmp_path, llama, {"dataset_path": str(path)}, max_length=48)
+    said = refused(tmp_path, capsys, "-c", config)
+    assert "5 of 7 rows cannot be used:" in said
+    assert "rows.jsonl: rows 2, 3, 5 and 2 more: message number 1 (user) holds <end>, which the tokenizer" in said
+    assert "set special_tokens_in_content to as_text" in said
+    # <end> is one token, or five letters.
+    tokens = {}
+    for policy in ("as_text", "allow"):
+        output = ["--training.output_dir", str(tmp_path / policy)]
+        assert main(["train", "-c", config, "--data.special_tokens_in_content", policy, *output]) == 0
+        tokens[policy] = json.loads((tmp_path / policy / "run.json").read_text())["data_train"]["tokens"]
+    assert tokens["as_text"] - tokens["allow"] == 5 * (len("<end>") - 1)
+
+
 def test_text_in_another_field(toys: Any, tmp_path: Path, llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"body": "x"}\n')
