@@ -142,7 +142,7 @@ def plan(
         owner, whole = None, _ordered(checkpoint) if found.names == "transformers" else checkpoint
     if wanted.names != "own":
         if parts != 1:
-            raise UsageError(f"--model-parallel {parts}: the {wanted.name} format has no model-parallel files")
+            raise UsageError(f"--model-parallel {parts}: the {wanted.name} format has no such parts")
         written = whole if found.names != "own" else replace(whole, values=config_json(whole.values))
         return WriteRequest(path=whole.path, checkpoint=written, max_shard_size=0)
     owner = owner or _family(whole, family)
@@ -161,7 +161,7 @@ def _ordered(checkpoint: Checkpoint) -> Checkpoint:
         expected = list(expected_headers(checkpoint.values))
     except (ModelError, KeyError):
         return checkpoint
-    names = in_order(checkpoint.groups, expected)
+    names = in_order(checkpoint.groups or [list(checkpoint.headers)], expected)
     return replace(checkpoint, headers={name: checkpoint.headers[name] for name in names})
 
 

@@ -64,14 +64,16 @@ def in_order(groups: Sequence[Sequence[str]], expected: Sequence[str]) -> list[s
     """The names of ``groups`` in the order in which transformers saves them.
 
     That is the order of the model's modules or, where the model was loaded before it was saved, of the names by
-    their numbers: the first of the two in which the groups follow each other. What is not expected comes last.
+    their numbers: the first of the two in which the groups follow each other. A tensor that is alone in a file says
+    nothing: one larger than a shard is written before those that came before it. What is not expected comes last.
     """
     place = {name: number for number, group in enumerate(groups) for name in group}
+    alone = {group[0] for group in groups if len(group) == 1} if len(groups) < len(place) else set()
     known = set(expected)
     rest = [name for name in place if name not in known]
     for order in (expected, natural(expected)):
         names = [name for name in order if name in place]
-        numbers = [place[name] for name in names]
+        numbers = [place[name] for name in names if name not in alone]
         if numbers == sorted(numbers):
             return names + rest
     return [name for name in expected if name in place] + rest

@@ -9,7 +9,7 @@ from graftwork.checkpoints.formats import Checkpoint, Header
 from graftwork.checkpoints.safetensors_files import read_headers, read_tensor, write_file
 from graftwork.checkpoints.torch_files import TorchFile
 from graftwork.checkpoints.unpickle import PickledTensors
-from graftwork.errors import ModelError
+from graftwork.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -172,6 +172,8 @@ def write_shards(request: WriteRequest, single: str, write: Callable[[Path, Chec
     """Writes shards of at most ``max_shard_size``, cut where transformers cuts them, with the same index."""
     from huggingface_hub import split_state_dict_into_shards_factory
 
+    if request.parts != 1:
+        raise UsageError(f"--model-parallel {request.parts}: the {request.checkpoint.format} format has no such parts")
     headers: dict[str, Any] = dict(request.checkpoint.headers)
     split = split_state_dict_into_shards_factory(
         headers,

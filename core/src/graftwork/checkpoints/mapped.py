@@ -26,6 +26,23 @@ def as_transformers(checkpoint: Checkpoint, key_map: KeyMap, config: Mapping[str
     """
     config = config_values(checkpoint, key_map) if config is None else config
     complete = completed(config)
+    rules, headers, expected = _fitting(checkpoint, key_map, config)
+
+    def read(name: str, _: int) -> torch.Tensor:
+        theirs, rule = rules[name]
+        return rule.from_theirs(_joined(checkpoint, theirs, rule.split_dimension(complete)), complete)
+
+    names = {theirs: hf for hf, (theirs, _) in rules.items()}
+    groups = [[names[name] for name in group if name in names] for group in checkpoint.groups or [list(names)]]
+    ordered = {name: headers[name] for name in in_order(groups, list(expected))}
+    return Checkpoint(path=checkpoint.path, format="hf", headers=ordered, read=read, groups=groups, values=config)
+
+
+def _fitting(
+    checkpoint: Checkpoint, key_map: KeyMap, config: Mapping[str, Any]
+) -> tuple[dict[str, tuple[str, Rule]], dict[str, Header], dict[str, Header]]:
+    """Their name and the rule of each of transformers' names, the headers there, and what transformers expects."""
+    complete = completed(config)
     rules: dict[str, tuple[str, Rule]] = {}
     strange = []
     for name in checkpoint.headers:
@@ -40,15 +57,7 @@ def as_transformers(checkpoint: Checkpoint, key_map: KeyMap, config: Mapping[str
     }
     expected = expected_headers(config)
     check_headers(expected, headers, checkpoint.path, lambda name: _theirs(name, key_map), strange)
-
-    def read(name: str, _: int) -> torch.Tensor:
-        theirs, rule = rules[name]
-        return rule.from_theirs(_joined(checkpoint, theirs, rule.split_dimension(complete)), complete)
-
-    names = {theirs: hf for hf, (theirs, _) in rules.items()}
-    groups = [[names[name] for name in group if name in names] for group in checkpoint.groups]
-    ordered = {name: headers[name] for name in in_order(groups, list(expected))}
-    return Checkpoint(path=checkpoint.path, format="hf", headers=ordered, read=read, groups=groups, values=config)
+    return rules, headers, expected
 
 
 def as_theirs(checkpoint: Checkpoint, key_map: KeyMap, format_name: str) -> tuple[Checkpoint, dict[str, int | None]]:
@@ -101,6 +110,8 @@ def config_values(checkpoint: Checkpoint, key_map: KeyMap) -> dict[str, Any]:
     values = key_map.to_config(params)
     values.setdefault("vocab_size", params.get("vocab_size"))
     if key_map.tied is not None and "tied_embeddings" not in params:
+        values["tie_word_embeddings"] = key_map.tied[0] not in checkpoint.headers
+        _fitting(checkpoint, key_map, values)  # what does not fit is said before anything is read
         values["tie_word_embeddings"] = has_tied_head(checkpoint, *key_map.tied)
     floating = (header.dtype for header in checkpoint.headers.values() if header.dtype.is_floating_point)
     values["dtype"] = str(next(floating, torch.float32)).removeprefix("torch.")
@@ -156,6 +167,8 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
 
     plain = without_code(values)
     complete: dict[str, Any] = config_of_values(plain.pop("model_type"), plain, {}).to_dict()
+    if complete.get("head_dim", 0) is None:  # what every model class does with None
+        complete["head_dim"] = complete["hidden_size"] // complete["num_attention_heads"]
     return complete
 
 
