@@ -29,18 +29,29 @@ def render_chat(
     template: TemplateSource | str | None = None,
     tokenizer: Any = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
-    add_generation_prompt: bool = False,
+    add_generation_prompt: bool | None = None,
     **variables: Any,
 ) -> str:
     """The text of ``messages`` under ``template`` (a name, a file, Jinja text; None is the tokenizer's own).
 
-    ``variables`` are further names that the template may use, beside the tokenizer's special tokens. Raises
+    ``variables`` are further names that the template may use, beside the tokenizer's special tokens. Without
+    ``add_generation_prompt`` it is the template that decides; nearly all then write none. Raises
     :class:`~graftwork.errors.DataError` where the template refuses the conversation or leaves a role out.
     """
     found = find_template(template, hf_tokenizer(tokenizer))
-    names = {**special_tokens(tokenizer), "tools": tools, "add_generation_prompt": add_generation_prompt, **variables}
+    names = {**special_tokens(tokenizer), "tools": tools, **variables}
+    if add_generation_prompt is not None:
+        names["add_generation_prompt"] = add_generation_prompt
     rows = plain_messages(messages)
-    text, _ = render(found, rows, names)
+    try:
+        text, _ = render(found, rows, names)
+    except DataError:
+        # Few templates ask whether a key is none; most cannot bear one that is.
+        given = messages.messages if isinstance(messages, Conversation) else messages
+        rows = [{**_nulls(message), **row} for message, row in zip(given, rows, strict=True)]
+        if all(None not in row.values() for row in rows):
+            raise
+        text, _ = render(found, rows, names)
     require_all_roles(found, rows, names, text)
     return text
 
@@ -116,6 +127,11 @@ def _plain_message(message: Message | Mapping[str, Any]) -> dict[str, Any]:
         # Templates read either name, and transformers fills both.
         plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
     return plain
+
+
+def _nulls(message: Any) -> dict[str, None]:
+    """The keys of a message that are None."""
+    return {str(key): None for key, value in message.items() if value is None} if isinstance(message, Mapping) else {}
 
 
 def _plain_content(content: str | list[ContentItem]) -> str | list[dict[str, Any]]:
