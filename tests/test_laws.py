@@ -29,7 +29,6 @@ EVENTS = HOOKS.keys() - DECLARATIONS
 # Agreed hooks whose first implementer is still to come. Whoever writes it takes the name out of here.
 AWAITED = {
     "graftwork_checkpoint_saved",
-    "graftwork_asset_cards",
 }
 LIGHT_CORE = {"graftwork", "graftwork.specs", "graftwork.hookspecs"}
 

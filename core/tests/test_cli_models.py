@@ -127,7 +127,7 @@ def test_names_that_mean_nothing_leave_with_2(install_plugin: Any, graft: Any, t
     install_plugin(PLUGIN)
     code, out, err = graft("models", "resolve", "toy_x")
     assert (code, out) == (2, "")
-    assert err.startswith("Error: model 'toy_x' is neither a folder here nor a preset: did you mean toy_")
+    assert err.startswith("Error: model 'toy_x' is neither a folder here, a card nor a preset: did you mean toy_")
     code, _, err = graft("models", "resolve", tmp_path)
     assert code == 2
     assert "there is no config.json" in err

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from graftwork.hookspecs import hookimpl
     from graftwork.messages import ContentItem, Conversation, Message, Role, Type
     from graftwork.registry import presets
+    from graftwork.sources.hubs import load_model
     from graftwork.tokenizers.tokenizer import Tokenizer, load_tokenizer
     from graftwork.training import train
 
@@ -54,6 +55,7 @@ _EXPORTS = {
     "Role": "graftwork.messages",
     "Type": "graftwork.messages",
     "presets": "graftwork.registry",
+    "load_model": "graftwork.sources.hubs",
     "Tokenizer": "graftwork.tokenizers.tokenizer",
     "load_tokenizer": "graftwork.tokenizers.tokenizer",
     "train": "graftwork.training",
@@ -81,6 +83,7 @@ __all__ = [
     "hookimpl",
     "instantiate",
     "load_config",
+    "load_model",
     "load_tokenizer",
     "merge_adapter",
     "presets",

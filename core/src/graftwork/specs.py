@@ -156,7 +156,8 @@ class ModelFamily:
     ``key_maps`` holds, by the name of a checkpoint format, a thunk to the map between its parameter names and
     those of transformers. ``components`` are modules of the plugin whose public functions a configuration may
     name in ``_component_``; the last part of a module's name is torchtune's (``my_llama.llama3``).
-    ``config_class`` (``module:Class``) is a class of :mod:`graftwork.builders.fairseq2_names` that the family's hubs use.
+    ``config_class`` (``module:Class``) is the configuration of the family's hubs, made by ``config_class`` of
+    :mod:`graftwork.builders.fairseq2_names`; without it they have transformers' own.
     ``tiny`` are the values of a configuration for tests, ``tiny_by_type`` those that one model type has beside or
     instead of them. They are proved on 20 tokens: a window is shorter, and a soft-cap bites.
     ``rank_layouts`` complete the family's tokenizer files that hold nothing but tiktoken ranks.
@@ -229,7 +230,7 @@ class ChatTemplate:
 
 
 def hubs(family: str) -> tuple[Callable[[], ModelHub], Callable[[], TokenizerHub]]:
-    """``get_<family>_model_hub`` and ``get_<family>_tokenizer_hub``, which a family's package offers as fairseq2 does."""
+    """``get_<family>_model_hub`` and ``get_<family>_tokenizer_hub``, which a family's package has as fairseq2's do."""
 
     def models() -> ModelHub:
         from graftwork.sources.hubs import model_hub

@@ -31,7 +31,10 @@ def choose_family(model_type: str | None, architectures: Sequence[str], explicit
 
 def family_of_params(params: ModelParams) -> ModelFamily:
     """The family of the model that ``params`` names, from its preset or its ``config.json``; loads no weights."""
+    from graftwork.builders.cards import model_of_card
+
     registry = get_registry()
+    params = model_of_card(params)
     if params.family:
         return registry.families[params.family]
     resolved = resolve(params.model_name, revision=params.model_revision)

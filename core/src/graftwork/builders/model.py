@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from graftwork.builders.attention import check_attention
+from graftwork.builders.cards import model_of_card
 from graftwork.builders.dtype import DeviceMap, checkpoint_dtype, choose_device_map, choose_dtype, device_of
 from graftwork.builders.family import choose_family
 from graftwork.builders.freeze import freeze_layers
@@ -66,7 +68,7 @@ class BuildRequest:
 
 
 def build_model(params: ModelParams, peft_params: PeftParams | None = None, **model_kwargs: Any) -> PreTrainedModel:
-    """Builds the model that ``params`` names: a folder, a Hub model, or a preset with fresh weights.
+    """Builds the model that ``params`` names: a folder, a Hub model, a card, or a preset with fresh weights.
 
     ``peft_params`` (or ``params.peft_params``, which means the same) quantizes the base; a fresh LoRA is attached
     by :func:`graftwork.attach_adapter` only. ``params.adapter_model`` is loaded, giving a ``PeftModel``.
@@ -75,7 +77,7 @@ def build_model(params: ModelParams, peft_params: PeftParams | None = None, **mo
 
     Raises :class:`UsageError` for values that are wrong, :class:`ModelError` for models that are.
     """
-    params = _with_kwargs(params, model_kwargs)
+    params = model_of_card(_with_kwargs(params, model_kwargs))
     peft = _one_peft(params.peft_params, peft_params)
     source, adapter = _source(params)
     request, family, quantizer = _request(params, peft, source)
@@ -93,10 +95,32 @@ def build_model(params: ModelParams, peft_params: PeftParams | None = None, **mo
     return model
 
 
+def model_config(params: ModelParams) -> PretrainedConfig:
+    """The configuration of the model that ``params`` names; no weights are looked at."""
+    params = model_of_card(params)
+    return _configured(params, resolve(params.model_name, revision=params.model_revision))[0]
+
+
+def build_of_config(
+    config: PretrainedConfig, *, family: ModelFamily, path: Path | None = None, device: str = "auto", dtype: Any = None
+) -> PreTrainedModel:
+    """A model built as ``config`` says, in evaluation mode: with the weights in the folder ``path``, whatever
+    configuration lies beside them, or with fresh ones.
+    """
+    device_map = None if device == "meta" else choose_device_map(device)
+    params = ModelParams(model_name=str(path or "."), torch_dtype="auto" if dtype is None else dtype)
+    stored = checkpoint_dtype({}, path) if path is not None else None
+    chosen = choose_dtype(params.torch_dtype, device_of(device_map), stored)
+    request = BuildRequest(params=params, config=config, path=path, dtype=chosen, device_map=device_map)
+    with torch.device("meta") if device == "meta" else nullcontext():
+        model: PreTrainedModel = _build(request, family)
+    return model
+
+
 def load_as_stored(name: str) -> PreTrainedModel:
     """A checkpoint on the CPU in the precision that it is in, also float16: to be changed and saved, not run."""
-    params = ModelParams(model_name=name, device_map=None)
-    source = resolve(name)
+    params = model_of_card(ModelParams(model_name=name, device_map=None))
+    source = resolve(params.model_name, revision=params.model_revision)
     _check_weights(params, source)
     config, family, path = _configured(params, source)
     dtype = checkpoint_dtype(read_config(path), path) if path is not None else torch.float32

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork.adapters.folder import base_of_adapter, is_adapter_only
+from graftwork.builders.cards import is_file, tokenizer_of_card
 from graftwork.chat.sandbox import compiled
 from graftwork.chat.template import find_template
 from graftwork.errors import ModelError, UsageError
@@ -17,7 +19,6 @@ from graftwork.tokenizers.special import PAD_TEXTS, get_default_special_tokens, 
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from transformers import PreTrainedTokenizerFast
 
@@ -39,6 +40,7 @@ def build_tokenizer(params: ModelParams, *, stand_in_template: bool = True) -> P
     Raises :class:`~graftwork.errors.ModelError` where there is no tokenizer,
     :class:`~graftwork.errors.UsageError` for a token that the vocabulary does not have.
     """
+    params = tokenizer_of_card(params)
     folder = tokenizer_folder(params)
     family = get_registry().families[params.family] if params.family else family_of_folder(folder)
     impl = params.tokenizer_impl or (family.tokenizer_impl if family else None)
@@ -54,10 +56,13 @@ def build_tokenizer(params: ModelParams, *, stand_in_template: bool = True) -> P
 
 
 def tokenizer_folder(params: ModelParams) -> Path:
-    """The folder with the tokenizer's files, downloaded where needed (without weights). A preset has none;
+    """The folder (or the one file) with the tokenizer, downloaded where needed, without weights. A preset has none;
     an adapter without one has its base's.
     """
+    params = tokenizer_of_card(params)
     name = params.tokenizer_name or params.model_name
+    if is_file(name):
+        return Path(name.removeprefix("file://")).expanduser().absolute()
     resolved = resolve(name, revision=None if params.tokenizer_name else params.model_revision)
     if resolved.preset is None:
         folder = _fetched(resolved, params.trust_remote_code)

@@ -38,8 +38,12 @@ def check_all(config: RunConfig) -> list[Problem]:
 
 
 def _check_preset(config: RunConfig) -> Iterator[Problem]:
-    """A preset is an architecture: it has neither weights nor a tokenizer."""
+    """A preset is an architecture: it has neither weights nor a tokenizer, unless a card of its name has them."""
+    from graftwork.sources.cards import library
+
     model, path = config.model, ("model", "model_name")
+    if model.model_name in library():
+        return
     preset = known(get_registry().presets, model.model_name.removeprefix("preset:"))
     if preset is None:
         return

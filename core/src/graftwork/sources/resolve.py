@@ -1,5 +1,6 @@
-"""What a model name means, and why: a folder here, a URI, a Hub id or a preset. Reads no weights, downloads nothing
-until :func:`locate`.
+"""What a model name means, and why: a folder here, a URI, a Hub id, a card or a preset.
+
+Reads no weights, and downloads nothing until :func:`locate`.
 """
 
 from __future__ import annotations
@@ -14,26 +15,30 @@ from graftwork.registry import get_registry
 from graftwork.sources import hub, local
 
 if TYPE_CHECKING:
+    from graftwork.sources.cards import Card
     from graftwork.specs import Preset
 
-Kind = Literal["path", "hub", "preset", "uri"]
+Kind = Literal["path", "hub", "card", "preset", "uri"]
 
 _URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _PRESET = "preset:"
+_CARD = "card:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedModel:
     """A model name and what it turned out to be.
 
-    ``path`` is set for folders, ``preset`` for presets; ``note`` says in one line why. ``name`` is what can be
-    written to get the same thing again, wherever one stands: an absolute folder, a Hub id, a URI, a preset's name.
+    ``path`` is set for folders, ``preset`` for presets, ``card`` for cards; ``note`` says in one line why. ``name``
+    is what can be written to get the same thing again, wherever one stands: an absolute folder, a Hub id, a URI, the
+    name of a card or preset.
     """
 
     kind: Kind
     name: str
     path: Path | None = None
     preset: Preset | None = None
+    card: Card | None = None
     revision: str | None = None
     note: str = ""
 
@@ -45,13 +50,20 @@ def resolve(name: str, *, revision: str | None = None) -> ResolvedModel:
     two things, and :class:`ModelError` for a folder that is not there.
     """
     if not name.strip():
-        raise ModelError("model_name is empty: give a folder, a Hub id (org/name), or a preset (graft models ls)")
+        raise ModelError(
+            "model_name is empty: give a folder, a Hub id (org/name), a card or a preset (graft models ls)"
+        )
     if name.startswith((".", "~", "/")):
         return _path(name, revision, note="a path, because it starts with '.', '~' or '/'")
     if match := _URI.match(name):
         return _uri(name, match.group(1).lower(), revision)
     if name.startswith(_PRESET):
         return _preset(name.removeprefix(_PRESET), note="a preset, because it says preset:")
+    if name.startswith(_CARD):
+        from graftwork.sources.cards import library
+
+        card = library()[name.removeprefix(_CARD)]
+        return ResolvedModel(kind="card", name=card.name, card=card, revision=revision, note=f"the card {card.place}")
     return _with_slash(name, revision) if "/" in name else _bare(name, revision)
 
 
@@ -64,10 +76,13 @@ def locate(
 ) -> Path:
     """The folder of the model's files, downloaded where needed, without its weights where those are not wanted.
 
-    Presets have no files: :class:`ModelError`.
+    Presets have no files, and cards need not have any: :class:`ModelError`.
     """
     if resolved.path is not None:
         return resolved.path
+    if resolved.card is not None:
+        checkpoint = checkpoint_of(resolved.card, revision=resolved.revision)
+        return locate(checkpoint, cache_dir=cache_dir, trust_remote_code=trust_remote_code, weights=weights)
     if resolved.kind == "hub":
         return hub.fetch(
             resolved.name,
@@ -114,17 +129,48 @@ def _with_slash(name: str, revision: str | None) -> ResolvedModel:
     return _hub(name, revision, note=f"a Hub id, because there is no folder {name} here")
 
 
-def _bare(name: str, revision: str | None) -> ResolvedModel:
-    is_preset, is_folder = get_registry().presets.get_or_none(name) is not None, Path(name).is_dir()
-    if is_preset and is_folder:
-        raise UsageError(
-            f"model {name!r} is a preset and also a folder here: write ./{name} for the folder or "
-            f"{_PRESET}{name} for the preset"
+def checkpoint_of(card: Card, *, revision: str | None = None) -> ResolvedModel:
+    """Where a card's weights are. Raises :class:`ModelError` where it has none, or they are not there."""
+    from graftwork.sources.cards import folder_of
+
+    if card.checkpoint is None:
+        raise ModelError(
+            f"card {card.name!r} ({card.place}) has no checkpoint: give it the field checkpoint (a folder or "
+            "hf://org/name), or set load_pretrained_weights=False for fresh weights of its architecture"
         )
-    if is_folder:
-        return _path(name, revision, note=f"a folder here, and no preset has this name; ./{name} says so for good")
+    try:
+        return resolve(folder_of(card.checkpoint), revision=revision)
+    except ModelError as error:
+        hint = "" if "://" in card.checkpoint else ". A path counts from the card's folder; a Hub id is hf://org/name"
+        raise ModelError(f"card {card.name!r} ({card.place}): checkpoint: {error}{hint}") from error
+
+
+def _bare(name: str, revision: str | None) -> ResolvedModel:
+    from graftwork.sources.cards import library
+
+    cards = library()
+    preset = get_registry().presets.get_or_none(name)
+    card = cards[name] if name in cards else None  # noqa: SIM401 - a card with a mistake is an error
+    if card is not None and preset is not None and card.model_arch == preset.name:
+        preset = None  # the card is that preset, with files
+    found = {f"./{name} for the folder": Path(name).is_dir(), f"{_CARD}{name} for the card": card is not None}
+    found[f"{_PRESET}{name} for the preset"] = preset is not None
+    spellings = [spelling for spelling, there in found.items() if there]
+    if len(spellings) > 1:
+        kinds = " and also ".join(_KINDS[spelling.rpartition(" ")[2]] for spelling in reversed(spellings))
+        at = f" ({card.place}: its model_arch is {card.model_arch or 'not given'})" if card and preset else ""
+        raise UsageError(f"model {name!r} is {kinds}{at}: write {' or '.join(spellings)}")
+    if card is not None:
+        note = f"the card {card.place}"
+        return ResolvedModel(kind="card", name=card.name, card=card, revision=revision, note=note)
+    if preset is None and spellings:
+        note = f"a folder here, and no card or preset has this name; ./{name} says so for good"
+        return _path(name, revision, note=note)
     _refuse_revision(name, revision, "a preset")
     return _preset(name, note="a preset")
+
+
+_KINDS = {"folder": "a folder here", "card": "a card", "preset": "a preset"}
 
 
 def _preset(name: str, *, note: str) -> ResolvedModel:
@@ -135,9 +181,14 @@ def _preset(name: str, *, note: str) -> ResolvedModel:
 
 
 def _unknown(name: str) -> UnknownNameError:
+    from graftwork.sources.cards import library
+
+    cards = library()
+    unread = "".join(f"\n  {mistake}" for mistake in cards.unread)
     return UnknownNameError(
-        f"model {name!r} is neither a folder here nor a preset: {did_you_mean(name, get_registry().presets)}. "
-        f"`graft models ls` lists the presets; a folder is written ./{name}, a Hub model org/name or hf://{name}"
+        f"model {name!r} is neither a folder here, a card nor a preset: "
+        f"{did_you_mean(name, [*get_registry().presets, *cards.names])}. `graft models ls` lists them all; a folder is "
+        f"written ./{name}, a Hub model org/name or hf://{name}{unread}"
     )
 
 

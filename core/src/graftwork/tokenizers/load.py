@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork.errors import ClashError, ModelError, UsageError, did_you_mean
 from graftwork.registry import get_registry
+from graftwork.sources.resolve import resolve
 from graftwork.tokenizers.tokenizer import TokenizerConfig
 
 if TYPE_CHECKING:
+    from graftwork.sources.cards import CardTokenizer
     from graftwork.specs import ModelFamily, TokenizerSpec
     from graftwork.tokenizers.tokenizer import Tokenizer
 
@@ -25,6 +27,9 @@ def load(
     family: ModelFamily | str | None = None,
 ) -> Tokenizer:
     """See :func:`graftwork.load_tokenizer`."""
+    if (card := _card(path_or_name)) is not None:
+        own = {key: value for key, value in card.options.items() if key != "impl" or impl is None}
+        path_or_name, config, family = card.place, own if config is None else config, family or card.family
     settings = _settings(config)
     if impl is not None and settings["impl"] not in (None, impl):
         raise UsageError(f"load_tokenizer: impl is {impl!r} and in the configuration {settings['impl']!r}; give one")
@@ -69,6 +74,16 @@ def family_of_folder(folder: Path) -> ModelFamily | None:
         return None
     values = json.loads(file.read_text("utf-8"))
     return get_registry().family_for(values.get("model_type"), tuple(values.get("architectures") or ()))
+
+
+def _card(path_or_name: str | Path) -> CardTokenizer | None:
+    """The tokenizer of the card that a name is, if it is one."""
+    if isinstance(path_or_name, Path) or Path(path_or_name).expanduser().is_file():
+        return None
+    from graftwork.sources.cards import library
+
+    card = resolve(path_or_name).card
+    return library().tokenizer_of(card) if card is not None else None
 
 
 def _files(path_or_name: str | Path) -> Path:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from graftwork import hookimpl
-from graftwork.specs import DECODER, ChatTemplate, ModelFamily, chat_template
+from graftwork.specs import DECODER, AssetCardSource, ChatTemplate, ModelFamily, chat_template
 from graftwork_gemma.presets import PRESETS, TINY, TINY_BY_TYPE
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -44,3 +44,8 @@ def graftwork_chat_templates() -> list[ChatTemplate]:
         ),
         chat_template(TEMPLATES, "gemma3-it", "gemma3", stop=("<end_of_turn>",), supports=("system", "images")),
     ]
+
+
+@hookimpl
+def graftwork_asset_cards() -> list[AssetCardSource]:
+    return [AssetCardSource(name="gemma", path=Path(__file__).parent / "cards")]

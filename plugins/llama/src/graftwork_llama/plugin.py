@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from graftwork import hookimpl
-from graftwork.specs import ChatTemplate, ModelFamily, chat_template
+from graftwork.specs import AssetCardSource, ChatTemplate, ModelFamily, chat_template
 from graftwork_llama.presets import CHAT_TEMPLATES, LLAMA, PRESETS, embedding_split
 
 MODULES = ("llama2", "code_llama2", "llama3", "llama3_1", "llama3_2")
@@ -21,6 +21,7 @@ def graftwork_model_families() -> list[ModelFamily]:
         chat_template="llama3-instruct",
         key_maps={layout: partial(keys, layout) for layout in ("meta", "mistral")},
         components=tuple(f"graftwork_llama.{name}" for name in MODULES),
+        config_class="graftwork_llama.config:LLaMAConfig",
         **LLAMA,
     )
     return [family]
@@ -39,3 +40,8 @@ def keys(layout: Any) -> Any:
 def graftwork_chat_templates() -> list[ChatTemplate]:
     folder = Path(__file__).parent / "templates"
     return [chat_template(folder, *names, **values) for names, values in CHAT_TEMPLATES]
+
+
+@hookimpl
+def graftwork_asset_cards() -> list[AssetCardSource]:
+    return [AssetCardSource(name="llama", path=Path(__file__).parent / "cards")]

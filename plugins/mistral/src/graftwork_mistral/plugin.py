@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from graftwork import hookimpl
-from graftwork.specs import ChatTemplate, ModelFamily, chat_template
+from graftwork.specs import AssetCardSource, ChatTemplate, ModelFamily, chat_template
 from graftwork_mistral.presets import MISTRAL, MIXTRAL, MIXTRAL_8X7B, PRESETS
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -59,3 +59,8 @@ def graftwork_chat_templates() -> list[ChatTemplate]:
         chat_template(TEMPLATES, "mistral-v3", "mistral", "mistral-instruct", **tools),
         chat_template(TEMPLATES, "mistral-nemo", "mistral-v3-tekken", **tools),
     ]
+
+
+@hookimpl
+def graftwork_asset_cards() -> list[AssetCardSource]:
+    return [AssetCardSource(name="mistral", path=Path(__file__).parent / "cards")]

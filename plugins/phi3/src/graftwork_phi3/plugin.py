@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from graftwork import hookimpl
-from graftwork.specs import DECODER, ChatTemplate, ModelFamily, chat_template
+from graftwork.specs import DECODER, AssetCardSource, ChatTemplate, ModelFamily, chat_template
 from graftwork_phi3.presets import PRESETS, TINY
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -42,3 +42,8 @@ def graftwork_chat_templates() -> list[ChatTemplate]:
         chat_template(TEMPLATES, "phi3.5-instruct", "phi3.5", "phi-3.5", stop=("<|end|>",)),
         chat_template(TEMPLATES, "phi4", "phi-4", stop=("<|im_end|>",)),
     ]
+
+
+@hookimpl
+def graftwork_asset_cards() -> list[AssetCardSource]:
+    return [AssetCardSource(name="phi3", path=Path(__file__).parent / "cards")]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from graftwork import hookimpl
-from graftwork.specs import DECODER, ChatTemplate, ModelFamily, chat_template
+from graftwork.specs import DECODER, AssetCardSource, ChatTemplate, ModelFamily, chat_template
 from graftwork_qwen.presets import PRESETS, TINY, TINY_BY_TYPE
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -47,3 +47,8 @@ def graftwork_chat_templates() -> list[ChatTemplate]:
         chat_template(TEMPLATES, "qwen3", stop=("<|im_end|>",), supports=("system", "tools"), rewrites=QWEN3_REWRITES),
         chat_template(TEMPLATES, "qwen3-instruct", "qwen3_nothink", stop=("<|im_end|>",), supports=("system", "tools")),
     ]
+
+
+@hookimpl
+def graftwork_asset_cards() -> list[AssetCardSource]:
+    return [AssetCardSource(name="qwen", path=Path(__file__).parent / "cards")]
