@@ -93,6 +93,18 @@ def test_decoding(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(ids) == "  hello  world"
 
 
+def test_halves_of_characters(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode_ordinary("a\ud83db") == tokenizer.encode_ordinary("a\ufffdb")
+    assert tokenizer.encode_ordinary("a\ud83e\udd99b") == tokenizer.encode_ordinary("a🦙b")
+
+
+def test_what_transformers_leaves_behind_is_not_there(tokenizer: Tokenizer) -> None:
+    whole = tokenizer.encode("hello hello hello")
+    tokenizer.hf(["hello hello", "hello"], truncation=True, max_length=2)
+    same = load_tokenizer(tokenizer.path, impl=tokenizer.impl)
+    assert tokenizer.encode("hello hello hello") == same.encode("hello hello hello") == whole
+
+
 def test_names_that_users_bring(tokenizer: Any) -> None:
     assert tokenizer._eos_token == tokenizer.special_tokens.eos_token.text
     assert tokenizer._model._tok is tokenizer.hf

@@ -82,6 +82,15 @@ def runs(ids: Sequence[int], control: Mapping[int, str]) -> Iterator[tuple[list[
         yield ordinary, None
 
 
+def well_formed(text: str) -> str:
+    """``text`` with halves of characters (lone surrogates) replaced by U+FFFD, as tiktoken does it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def require(path: Path, *, extra: str, modules: Mapping[str, str]) -> None:
     """Raises :class:`MissingExtraError` where one of ``modules`` (package to module) is not installed."""
     missing = [name for name, module in modules.items() if not _has(module)]

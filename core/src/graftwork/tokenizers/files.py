@@ -26,9 +26,9 @@ WORDS: dict[Content, str] = {
 # In a folder the first kind that is there counts; within a kind, the first pattern.
 _PATTERNS = (
     ("tokenizer.json",),
-    ("vocab.json",),
-    ("tekken*.json",),
     ("tokenizer.model", "*.model", "*.model.v*", "*.spm", "*.tiktoken"),
+    ("tekken*.json",),
+    ("vocab.json",),
     ("tokenizer_config.json",),
 )
 _RANKS = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s*$")
@@ -81,6 +81,8 @@ def content_of(file: Path) -> Content | None:
 def _json(file: Path, head: bytes) -> Content:
     if file.name == "tokenizer_config.json":
         return "settings"
+    if file.name == "vocab.json":
+        return "vocabulary"
     if b'"config"' in head and b'"pattern"' in head:
         return "tekken"
     named = b'"version"' in head or b'"added_tokens"' in head or b'"truncation"' in head

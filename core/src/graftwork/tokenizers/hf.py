@@ -51,8 +51,6 @@ class HFCodec:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
         self._backend: Backend = tokenizer.backend_tokenizer
-        self._backend.no_truncation()
-        self._backend.no_padding()
         self.size = len(tokenizer)
         self.roles = {role: getattr(tokenizer, role) for role in ("bos_token", "eos_token", "pad_token", "unk_token")}
         self.control = _control(tokenizer)
@@ -66,6 +64,11 @@ class HFCodec:
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """The ids of ``text``. Only where a special token was found in it, it is encoded again without."""
+        if self._backend.truncation is not None:  # transformers leaves that of its last call behind
+            self._backend.no_truncation()
+        if self._backend.padding is not None:
+            self._backend.no_padding()
+        text = codec.well_formed(text)
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         if allow_special or self._control_ids.isdisjoint(ids):
             return ids
@@ -88,7 +91,7 @@ class HFCodec:
         document = json.loads(self._backend.to_str())
         for token in document["added_tokens"]:
             token["special"] = token["special"] or token["content"] in self.control
-        ordinary = Tokenizer.from_str(json.dumps(document))
+        ordinary = Tokenizer.from_str(json.dumps({**document, "truncation": None, "padding": None}))
         ordinary.encode_special_tokens = True
         return ordinary
 

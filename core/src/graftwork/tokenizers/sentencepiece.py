@@ -58,6 +58,7 @@ class SentencePieceCodec:
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """The ids of ``text``; what lies between special tokens is encoded by itself."""
+        text = codec.well_formed(text)
         if not allow_special:
             return list(self.processor.encode(text))
         ids: list[int] = []
