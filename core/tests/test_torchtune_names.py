@@ -75,11 +75,10 @@ def test_the_default_hidden_width(width: int, hidden: int) -> None:
 
 ODD: tuple[Any, Any] = generic_builders(
     "odd",
-    "gemma2",
+    {"gemma2": {"norm_embeddings": True}},
     required=(*SHAPE, "head_dim", "*", "intermediate_dim", "max_seq_len"),
     defaults={"rope_base": 10_000, "final_cap": 30.0, "scalar": None, "norm_embeddings": True},
     fields={"final_cap": "final_logit_softcapping", "scalar": "query_pre_attn_scalar"},
-    only={"norm_embeddings": True},
     derive=lambda arguments: {"query_pre_attn_scalar": arguments["scalar"] or arguments["head_dim"]},
     lora_output=False,
     sliding_window=4,

@@ -82,11 +82,21 @@ def test_generic_builders() -> None:
     assert qwen3.qwen3(**SHAPE, **NORMALISED, head_dim=32).model.layers[0].self_attn.q_proj.out_features == 128
 
 
-def test_what_transformers_always_has_is_said() -> None:
-    with pytest.raises(UsageError, match="q_proj_bias=True cannot be had: transformers' qwen3 always has q_proj_bias="):
-        qwen3.qwen3(**SHAPE)
+def test_the_arguments_say_which_of_the_two_it_is() -> None:
+    """Both functions of torchtune build what is asked for, and have Qwen2's parts as their default."""
+    for build in (qwen2.qwen2, qwen3.qwen3):
+        assert build(**SHAPE).config.model_type == "qwen2"
+        assert build(**SHAPE, **NORMALISED).config.model_type == "qwen3"
+    wide = qwen2.qwen2(**SHAPE, head_dim=16)
+    assert wide.model.layers[0].self_attn.q_proj.out_features == 64
+    assert wide(torch.arange(3, 9)[None]).logits.shape == (1, 6, 64)
+
+
+def test_what_transformers_has_no_model_for_is_refused() -> None:
     with pytest.raises(UsageError, match="q_norm=True cannot be had: transformers' qwen2 always has q_norm=False"):
         qwen2.qwen2(**SHAPE, q_norm=True)
+    with pytest.raises(UsageError, match="v_proj_bias=True cannot be had: transformers' qwen3 always has v_proj_bias="):
+        qwen3.qwen3(**SHAPE, **{**NORMALISED, "v_proj_bias": True})
 
 
 def test_a_lora_goes_where_it_is_named() -> None:

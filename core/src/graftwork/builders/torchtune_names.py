@@ -103,14 +103,13 @@ def sized_builders(presets: Iterable[Preset], start: str, **options: Any) -> dic
     return found
 
 
-def generic_builders(  # noqa: PLR0913 (a declaration)
+def generic_builders(
     name: str,
-    model_type: str,
+    model_type: str | Mapping[str, Mapping[str, Any]],
     *,
     required: Sequence[str] = DECODER,
     defaults: Mapping[str, Any] = DECODER_DEFAULTS,
     fields: Mapping[str, str] | None = None,
-    only: Mapping[str, Any] | None = None,
     derive: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     lora_output: bool = True,
     latest: bool = False,
@@ -121,30 +120,31 @@ def generic_builders(  # noqa: PLR0913 (a declaration)
     ``X`` takes ``required`` and ``defaults`` in this order, from a ``"*"`` on by keyword only; ``lora_X`` takes the
     modules first and all of these by keyword. :data:`FIELDS` and over them ``fields`` translate an argument into
     the field of the configuration, and any other is that field itself; an argument that is None is left to the
-    configuration's default. ``only`` are arguments that transformers has one value for: another is refused.
+    configuration's default. Where transformers has one value for an argument, ``model_type`` is a mapping that holds
+    these, of one model type or of several that they tell apart: other values are refused.
     ``derive(arguments)`` gives fields that follow from several arguments, ``values`` those that are always so;
     ``lora_output`` and ``latest`` (which adds ``use_dora``) are as for :func:`builders`::
 
         gemma, lora_gemma = generic_builders(
             "gemma",
-            "gemma",
+            {"gemma": {"norm_embeddings": True}},
             required=("vocab_size", "num_layers", "num_heads", "head_dim", "num_kv_heads", "embed_dim",
                       "intermediate_dim", "max_seq_len"),
             defaults={"attn_dropout": 0.0, "norm_eps": 1e-6, "rope_base": 10_000, "norm_embeddings": True},
-            only={"norm_embeddings": True},
             lora_output=False,
         )
     """
+    kinds = {model_type: {}} if isinstance(model_type, str) else model_type
 
     def config(arguments: Mapping[str, Any]) -> PretrainedConfig:
         from transformers import AutoConfig
 
-        _check_only(name, model_type, arguments, only or {})
-        given = {key: value for key, value in arguments.items() if key not in (only or {}) and value is not None}
+        found_type = _model_type(name, kinds, arguments)
+        given = {key: value for key, value in arguments.items() if key not in kinds[found_type] and value is not None}
         if given.get("intermediate_dim") is None:
             given["intermediate_dim"] = scale_hidden_dim(given["embed_dim"])
         found = _nested(given, {**FIELDS, **(fields or {})}, values)
-        return AutoConfig.for_model(model_type, **{**found, **(derive(arguments) if derive else {})})
+        return AutoConfig.for_model(found_type, **{**found, **(derive(arguments) if derive else {})})
 
     def lora(arguments: dict[str, Any]) -> PeftModel:
         peft = {key: arguments.pop(key) for key in signature(lora_params).parameters if key in arguments}
@@ -255,13 +255,16 @@ def _lora_head(lora_output: bool) -> list[Parameter]:
     return _parameters(["lora_attn_modules", ("apply_lora_to_mlp", False), *output])
 
 
-def _check_only(name: str, model_type: str, arguments: Mapping[str, Any], only: Mapping[str, Any]) -> None:
-    for argument, value in only.items():
-        if arguments[argument] != value:
-            raise UsageError(
-                f"{name}: {argument}={arguments[argument]!r} cannot be had: transformers' {model_type} always has "
-                f"{argument}={value!r}"
-            )
+def _model_type(name: str, kinds: Mapping[str, Mapping[str, Any]], arguments: Mapping[str, Any]) -> str:
+    """The one whose fixed arguments are these. Raises :class:`UsageError` by the nearest where there is none."""
+    wrong = {kind: [key for key, value in fixed.items() if arguments[key] != value] for kind, fixed in kinds.items()}
+    nearest = min(wrong, key=lambda kind: len(wrong[kind]))
+    for key in wrong[nearest]:
+        raise UsageError(
+            f"{name}: {key}={arguments[key]!r} cannot be had: transformers' {nearest} always has "
+            f"{key}={kinds[nearest][key]!r}"
+        )
+    return nearest
 
 
 def _nested(given: Mapping[str, Any], fields: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:

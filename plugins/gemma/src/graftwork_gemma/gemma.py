@@ -11,10 +11,9 @@ gemma_2b, lora_gemma_2b, qlora_gemma_2b = builders(GEMMA_2B, lora_output=False)
 gemma_7b, lora_gemma_7b, qlora_gemma_7b = builders(GEMMA_7B, lora_output=False)
 gemma, lora_gemma = generic_builders(
     "gemma",
-    "gemma",
+    {"gemma": {"norm_embeddings": True}},
     required=DECODER,
     defaults={"attn_dropout": 0.0, "norm_eps": 1e-6, "rope_base": 10_000, "norm_embeddings": True},
-    only={"norm_embeddings": True},
     lora_output=False,
 )
 gemma_tokenizer = torchtune_tokenizer("gemma_tokenizer", GEMMA_MESSAGES, family="gemma")
