@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 import graftwork
 from graftwork.config.components import component_problems, find_component, validate_components
 from graftwork.config.reader import read_yaml
 from graftwork.errors import ConfigError, UnknownNameError, UsageError
+from graftwork.registry import get_registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -218,13 +219,30 @@ def test_a_module_that_is_not_there_is_told_with_its_family(tmp_path: Path) -> N
     assert graftwork.instantiate("torchtune.models.toy.toy_1b") == ("toy_1b",)
 
 
-def test_every_installed_familys_builders_are_found() -> None:
-    from graftwork.registry import get_registry
-
-    with torch.device("meta"):
-        for name, family in get_registry().families.items():
-            for module in family.components:
-                path = f"torchtune.models.{module.rpartition('.')[2]}"
-                functions = [preset.name for preset in family.presets if hasattr(sys.modules.get(module), preset.name)]
-                for function in functions:
-                    assert find_component(f"{path}.{function}").name == f"{module}.{function}", name
+@pytest.mark.parametrize(
+    ("plugin", "tokenizer"),
+    [
+        ("llama", "llama3.llama3_tokenizer"),
+        ("llama", "llama2.llama2_tokenizer"),
+        ("gemma", "gemma.gemma_tokenizer"),
+        ("phi3", "phi3.phi3_mini_tokenizer"),
+        ("mistral", "mistral.mistral_tokenizer"),
+        ("qwen", "qwen2.qwen2_tokenizer"),
+    ],
+)
+def test_the_builders_and_tokenizers_of_our_families_are_found(plugin: str, tokenizer: str) -> None:
+    families = get_registry().families
+    if plugin not in families:
+        pytest.skip(f"the {plugin} family is not installed")
+    assert find_component(f"torchtune.models.{tokenizer}").name == f"graftwork_{plugin}.{tokenizer}"
+    found = 0
+    for name in families[plugin].components:
+        module = import_module(name)
+        presets = [preset.name for preset in families[plugin].presets if hasattr(module, preset.name)]
+        builders = [f"{start}{preset}" for preset in presets for start in ("", "lora_", "qlora_")]
+        for function in builders:
+            component = find_component(f"torchtune.models.{name.rpartition('.')[2]}.{function}")
+            assert (component.name, component.call) == (f"{name}.{function}", getattr(module, function))
+            assert find_component(f"{name}.{function}") == component
+        found += len(presets)
+    assert found == len(families[plugin].presets)
