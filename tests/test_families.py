@@ -82,7 +82,7 @@ def padded(model: Any) -> Result:
 
 
 def packed(plan: Forward, **changes: Any) -> Result:
-    row = dataclasses.replace(to_row(samples(plan.model.config.vocab_size)), **changes)  # type: ignore[union-attr]
+    row = dataclasses.replace(to_row(samples(plan.model.config.vocab_size)), **changes)
     return with_gradients(plan.model, plan.loss(row, 1.0 / row.num_labels))
 
 
