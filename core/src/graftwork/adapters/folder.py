@@ -26,7 +26,7 @@ def adapter_folder(name: str | Path) -> Path:
         raise ModelError(f"adapter {path}: there is no adapter_config.json, so this is not an adapter's folder")
     if not (path / _WEIGHTS).is_file():
         pickled = (
-            " Its weights are pickled (adapter_model.bin), which is not read: save them as safetensors"
+            " Its weights are pickled (adapter_model.bin), which is not read: graft convert FOLDER NEW --to hf"
             * (path / "adapter_model.bin").is_file()
         )
         raise ModelError(f"adapter {path}: there is no {_WEIGHTS}.{pickled}")

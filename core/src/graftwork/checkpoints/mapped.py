@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from graftwork.checkpoints.keymap import KeyMap, Rule
+
+logger = logging.getLogger("graftwork.checkpoints")
 
 
 def as_transformers(checkpoint: Checkpoint, key_map: KeyMap, config: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -113,6 +116,13 @@ def config_values(checkpoint: Checkpoint, key_map: KeyMap) -> dict[str, Any]:
         values["tie_word_embeddings"] = key_map.tied[0] not in checkpoint.headers
         _fitting(checkpoint, key_map, values)  # what does not fit is said before anything is read
         values["tie_word_embeddings"] = has_tied_head(checkpoint, *key_map.tied)
+        if values["tie_word_embeddings"] and key_map.tied[0] in checkpoint.headers:
+            logger.info(
+                "%s: %s holds the same numbers as %s, so they are one tensor; tied_embeddings false in params.json "
+                "keeps them apart",
+                checkpoint.path,
+                *key_map.tied,
+            )
     floating = (header.dtype for header in checkpoint.headers.values() if header.dtype.is_floating_point)
     values["dtype"] = str(next(floating, torch.float32)).removeprefix("torch.")
     return values
