@@ -191,12 +191,16 @@ class Hub(BaseHTTPRequestHandler):
     def answer(self, *, body: bool) -> None:
         self.asked.append((self.path, self.headers.get("authorization", "")))
         name = self.path.rpartition("/")[2]
-        if self.path.startswith("/api/models/"):
+        if "/tree/" in self.path:
+            content = json.dumps(
+                [{"type": "file", "path": file, "size": len(data), "oid": "0"} for file, data in self.FILES.items()]
+            ).encode()
+        elif self.path.startswith("/api/models/"):
             siblings = [{"rfilename": file} for file in self.FILES]
             content = json.dumps({"id": "a/b", "sha": "0" * 40, "siblings": siblings, "private": False}).encode()
         else:
-            content = self.FILES[name]
-        self.send_response(200)
+            content = self.FILES.get(name, b"")
+        self.send_response(200 if content else 404)
         self.send_header("content-length", str(len(content)))
         self.send_header("etag", f'"{name}"')
         self.send_header("x-repo-commit", "0" * 40)
@@ -226,7 +230,8 @@ def test_torchtunes_shell(hub: type[Hub], tmp_path: Path) -> None:
     assert len(commands) == len(FAMILIES)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for command in commands:
-        subprocess.run(command, shell=True, check=True, env=environment, capture_output=True, timeout=120)
+        done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
         repository, folder = re.findall(r"download (\S+).*--output-dir (\S+)", command)[0]
         assert {file.name for file in Path(folder).iterdir() if file.is_file()} == set(hub.FILES)
         assert any(repository in path and token == "Bearer a-token" for path, token in hub.asked)

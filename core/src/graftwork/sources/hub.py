@@ -90,10 +90,10 @@ def _snapshot(repository: str, revision: str | None, cache_dir: Path | None, pat
             )
         )
     except Exception as error:
-        raise _explained(error, repository, revision) from error
+        raise explained(error, repository, revision) from error
 
 
-def _explained(error: Exception, repository: str, revision: str | None) -> GraftworkError:
+def explained(error: Exception, repository: str, revision: str | None) -> GraftworkError:
     """What a failed download means for the person who asked for it."""
     from huggingface_hub import errors
 
