@@ -229,6 +229,8 @@ def test_real_tokenizers_and_random_messages(data: Path, real: Any, file: str, t
         plain = written(messages, real, source, **AS_TEXT).tokens.ids
         neutral = written([{**message, "content": "x"} for message in messages], real, source).tokens.ids
         assert control(plain, real) == control(neutral, real)
+        theirs = real.apply_chat_template(messages, chat_template=source, sanitize_control_tokens=True)["input_ids"]
+        assert control(plain, real) == control(theirs, real)
         # Phi-3's control tokens swallow the white space after them; a text keeps its own.
         assert "".join(real.decode(plain).split()) == "".join(real.decode(allowed).split())
         try:
