@@ -66,6 +66,12 @@ def _config() -> Any:
     return config
 
 
+def _download() -> Any:
+    from graftwork.cli.download import download
+
+    return download
+
+
 def _models() -> Any:
     from graftwork.cli.models import models
 
@@ -96,6 +102,26 @@ def _convert() -> Any:
     return convert
 
 
+def _recipes(verb: str = "") -> Callable[[], Any]:
+    """The group, or one of its commands, which is also one of ``graft`` under torchtune's name."""
+
+    def load() -> Any:
+        from graftwork.cli.recipes import recipes
+
+        return recipes.commands[verb] if verb else recipes
+
+    return load
+
+
+RECIPE_VERBS = {
+    "ls": "List the recipes.",
+    "cp": "Copy a recipe, to change it.",
+    "cat": "Print a recipe.",
+    "validate": "Check a recipe, a configuration, or torchtune's YAML.",
+    "run": "Train as a recipe or a configuration says.",
+}
+
+
 def _plugins() -> Any:
     from graftwork.cli.plugins import plugins
 
@@ -115,6 +141,12 @@ def graftwork_commands() -> list[CommandSpec]:
         CommandSpec(name="models", help="List presets and families; say what a model name means.", load=_models),
         CommandSpec(name="audit", help="List what in a model folder could run code or lie.", load=_audit),
         CommandSpec(name="templates", help="List, show, render and check chat templates.", load=_templates),
+        CommandSpec(name="download", help="Download a repository of the Hugging Face Hub.", load=_download),
+        CommandSpec(name="recipes", help="List, copy, print, check and run ready configurations.", load=_recipes()),
+        *(
+            CommandSpec(name=verb, help=f"recipes {verb}: {text}", load=_recipes(verb))
+            for verb, text in RECIPE_VERBS.items()
+        ),
         CommandSpec(name="plugins", help="Show every plugin: its state, what it provides, and why not.", load=_plugins),
     ]
 

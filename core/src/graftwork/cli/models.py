@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graftwork.adapters.folder import recorded_base
-from graftwork.errors import GraftworkError
+from graftwork.errors import GraftworkError, UsageError
 from graftwork.registry import get_registry
 from graftwork.sources import ResolvedModel, resolve
+from graftwork.sources.cards import library
 from graftwork.sources.hub import cached
 from graftwork.sources.local import read_config
+from graftwork.sources.resolve import checkpoint_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from graftwork.sources.cards import Card
     from graftwork.specs import ModelFamily, Preset
 
 GENERIC = "generic"
@@ -32,25 +35,50 @@ UNPROVEN = (
 
 @click.group()
 def models() -> None:
-    """List presets and families; say what a model name means."""
+    """List cards, presets and families; say what a model name means."""
 
 
 @models.command("ls")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON, with every alias and Hub id.")
 def ls(as_json: bool) -> None:
-    """List the presets of all families: architectures that can be built by name."""
-    registry = get_registry()
+    """List what a model can be called: the presets of all families, which are architectures, and the cards."""
+    registry, cards = get_registry(), library()
+    mistakes = cards.mistakes()
     rows = [(preset, registry.family_of_preset(name)) for name, preset in registry.presets.items()]
     if as_json:
         listed = [_described(preset, family) for preset, family in rows]
-        click.echo(json.dumps({"presets": listed, "families": sorted(registry.families)}, indent=2))
+        named = [{**card.facts(), "file": card.place} for card in cards.cards()]
+        everything = {"presets": listed, "cards": named, "mistakes": mistakes, "families": sorted(registry.families)}
+        click.echo(json.dumps(everything, indent=2))
         return
     head = ("preset", "family", "parameters", "weights on the Hub")
     body = [(p.name, f.name, _short(p.num_parameters), ", ".join(p.hub_ids) or "-") for p, f in rows]
     click.echo(_table([head, *body]) if rows else "No preset: no plugin with a model family is installed.")
+    if usable := cards.cards():
+        rows_ = [(card.name, _family_name(card), _files(card), card.source) for card in usable]
+        click.echo("\n" + _table([("card", "family", "files", "from"), *rows_]))
     click.echo(
         f"\nFamilies: {', '.join(sorted(registry.families))}. Any other architecture of transformers is {GENERIC}."
     )
+    for mistake in mistakes:
+        click.echo(f"mistake: {mistake}")
+
+
+@models.command("show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def show(name: str, as_json: bool) -> None:
+    """Show the card or the preset NAME: every field, where it comes from, and what it shadows."""
+    found = resolve(name)
+    if found.card is None and found.preset is None:
+        raise UsageError(f"{name} is neither a card nor a preset but {found.note}: graft models resolve {name}")
+    arch = found.card.model_arch if found.card is not None else None
+    preset = get_registry().presets[arch] if arch else found.preset
+    facts = _of_card(found.card) if found.card is not None else {}
+    if preset is not None:
+        facts |= {"preset": preset.name, **_described(preset, get_registry().family_of_preset(preset.name))}
+        facts |= {"name": found.name, "values": dict(preset.values)}
+    _print(facts, as_json=as_json)
 
 
 @models.command("resolve")
@@ -59,13 +87,17 @@ def ls(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def resolve_(name: str, revision: str | None, as_json: bool) -> None:
     """Say what NAME means as a model name, why, and which family serves it. Downloads nothing."""
-    facts = explain(resolve(name, revision=revision))
+    _print(explain(resolve(name, revision=revision)), as_json=as_json)
+
+
+def _print(facts: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
     width = max(map(len, facts))
     for key, value in facts.items():
-        first, *rest = value if isinstance(value, list) else [str(value)]
+        block = [f"{name}: {inner}" for name, inner in value.items()] if isinstance(value, dict) else value
+        first, *rest = (block or ["-"]) if isinstance(block, list) else [str(block)]
         click.echo(f"{key:<{width}}  {first}")
         for line in rest:
             click.echo(f"{'':<{width}}  {line}")
@@ -75,14 +107,16 @@ def explain(model: ResolvedModel) -> dict[str, Any]:
     """What ``graft models resolve`` says, as plain data; facts that do not apply are left out."""
     at = f"@{model.revision}" if model.revision else ""
     path = model.path or (cached(model.name + at) if model.kind == "hub" else None)
-    facts = {
+    facts: dict[str, Any] = {
         "name": model.name,
         "kind": model.kind,
         "why": model.note,
         "revision": model.revision,
         "path": str(path) if path else None,
     }
-    if model.preset is not None:
+    if model.card is not None:
+        facts |= _of_resolved_card(model.card, model.revision)
+    elif model.preset is not None:
         family = get_registry().family_of_preset(model.preset.name)
         facts |= {"model_type": model.preset.model_type, "parameters": f"{model.preset.num_parameters:,}"}
         facts |= _family(family)
@@ -91,6 +125,43 @@ def explain(model: ResolvedModel) -> dict[str, Any]:
     else:
         facts |= _of_folder(path)
     return {key: value for key, value in facts.items() if value is not None}
+
+
+def _of_resolved_card(card: Card, revision: str | None) -> dict[str, Any]:
+    """What its checkpoint is, as far as that is known without a download; else what its fresh model would be."""
+    facts: dict[str, Any] = {"file": card.place, "architecture": card.model_arch, "tokenizer": _tokenizer(card)}
+    if card.checkpoint is not None:
+        weights = explain(checkpoint_of(card, revision=revision))
+        facts |= {
+            f"checkpoint {key}" if key in ("name", "kind", "why") else key: value for key, value in weights.items()
+        }
+    if card.model_family is not None:
+        facts |= _family(get_registry().families[card.model_family])
+    return facts
+
+
+def _of_card(card: Card) -> dict[str, Any]:
+    own = {"name": card.name, "kind": "card", "file": card.place, "from": card.source}
+    laid = list(card.layers) if len(card.layers) > 1 else None
+    more = {"built from": laid, "shadows": list(card.shadows) or None}
+    return {key: value for key, value in {**own, **card.facts(), **more}.items() if value is not None}
+
+
+def _tokenizer(card: Card) -> str | None:
+    try:
+        found = library().tokenizer_of(card)
+    except UsageError:
+        return None
+    options = ", ".join(f"{key}={value}" for key, value in found.options.items())
+    return f"{found.place} ({options})" if options else found.place
+
+
+def _family_name(card: Card) -> str:
+    return card.model_family or card.tokenizer_family or "-"
+
+
+def _files(card: Card) -> str:
+    return (card.checkpoint or _tokenizer(card) or "-").removeprefix("hf://")
 
 
 def _of_folder(path: Path) -> dict[str, Any]:

@@ -49,13 +49,14 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One card as it is written: ``fields`` under their present names, places absolute."""
+    """One card as it is written: ``fields`` under their present names, places absolute. ``source`` is whose it is."""
 
     name: str
     file: Path
     lines: Mapping[str, int]
     fields: Mapping[str, Any] = field(default_factory=dict)
     mistakes: tuple[Mistake, ...] = ()
+    source: str = ""
 
     @property
     def place(self) -> str:

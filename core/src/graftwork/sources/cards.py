@@ -9,7 +9,7 @@ shadows one of the same name found later. A card with a mistake is an error wher
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,7 +198,7 @@ class Library:
             documents = source.documents.get(name.casefold(), ())
             if len(documents) > 1 and not found:
                 places = " and ".join(document.place for document in documents)
-                raise CardError(f"card {name!r} stands twice among the {source.label}: {places}. Keep one of them")
+                raise CardError(f"card {name!r} stands twice among the cards of {source.label}: {places}. Keep one")
             found += documents[:1]
         return found
 
@@ -227,14 +227,14 @@ def library(environ: Mapping[str, str] | None = None) -> Library:
 def search_order(environ: Mapping[str, str]) -> list[tuple[str, Path]]:
     """Where cards are looked for, with whose they are; of those, ``$GRAFTWORK_CARD_PATH`` must be there."""
     own = [
-        (f"cards of ${CARD_PATH}", Path(part).expanduser().absolute())
+        (f"${CARD_PATH}", Path(part).expanduser().absolute())
         for part in environ.get(CARD_PATH, "").split(os.pathsep)
         if part
     ]
     home = Path(environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
-    shared = [("user's cards", home / "graftwork" / "cards"), ("system's cards", _SYSTEM)]
+    shared = [("the user", home / "graftwork" / "cards"), ("the system", _SYSTEM)]
     table = get_registry().asset_cards
-    plugins = [(f"cards of {table.owner(name).distribution}", spec.path) for name, spec in table.items()]
+    plugins = [(table.owner(name).distribution, spec.path) for name, spec in table.items()]
     return [*own, *((label, path) for label, path in [*shared, *plugins] if path.exists())]
 
 
@@ -242,7 +242,7 @@ def _read(label: str, path: Path) -> _Source:
     documents, mistakes = documents_of(path)
     by_name: dict[str, list[Document]] = {}
     for document in documents:
-        by_name.setdefault(document.name.casefold(), []).append(document)
+        by_name.setdefault(document.name.casefold(), []).append(replace(document, source=label))
     return _Source(label, by_name, tuple(mistakes))
 
 
@@ -293,4 +293,4 @@ def _checked(document: Document, values: dict[str, Any], **more: Any) -> Card:
         values["model_arch"] = preset.name
     name = document.name.partition("@")[0]
     line = document.lines.get("name", 1)
-    return Card(name=name, file=document.file, line=line, source=str(document.file.parent), **values, **more)
+    return Card(name=name, file=document.file, line=line, source=document.source, **values, **more)
