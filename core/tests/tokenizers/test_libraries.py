@@ -140,3 +140,25 @@ def test_the_regex_engines_agree_on_every_kind_of_character(ranks: Path, toy_fam
     points = [point for point in range(0, 0x110000, 37) if not 0xD800 <= point < 0xE000]
     texts = [f"a{chr(point)}b {chr(point)}{chr(point)} '{chr(point)}x 1{chr(point)}2" for point in points]
     assert differing(tokenizer, texts) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("phi3", "</s>"),
+        ("qwen2.5", "<tool_call>"),
+        ("gemma", "<eos>"),
+        ("llama2", "</s>"),
+        ("mistral/mistral_instruct_tokenizer_240323.model.v3", "[INST]"),
+    ],
+)
+def test_no_control_token_of_a_real_file_is_parsed_unasked(data: Path, name: str, known: str) -> None:
+    tokenizer: Any = load_tokenizer(data / "tokenizers" / name)
+    control = tokenizer.codec.control
+    assert known in control
+    joined = " ".join(control)
+    ids = tokenizer.create_encoder(mode="as_is").ids(joined)
+    assert not set(control.values()) & set(ids)
+    assert tokenizer.decode(ids) == joined
+    parsed = tokenizer.create_encoder(mode="as_is", allow_special=True).ids(joined)
+    assert set(control.values()) <= set(parsed)
