@@ -165,7 +165,7 @@ def test_tools_that_are_left_out_are_a_note_until_somebody_uses_them(tokenizer: 
 def test_rows_are_tried_too(tokenizer: Any) -> None:
     rows = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Take <pad> and go."}]
     report = check_template(GOOD, tokenizer, rows=[("mine:1", {"messages": rows})])
-    assert [(violation.rule, violation.conversations) for violation in report.violations] == [("marks", ("mine:1",))]
+    assert [(violation.rule, violation.conversations) for violation in report.violations] == [("rendered", ("mine:1",))]
     assert "message number 2 (assistant) holds <pad>" in report.violations[0].message
     silent = [{"role": "user", "content": "Hi"}, {"role": "user", "content": "Hello?"}]
     report = check_template("chatml", tokenizer, rows=[("mine:2", {"messages": silent})])

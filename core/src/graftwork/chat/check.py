@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from graftwork.specs import ModelFamily
 
 RULES = {
-    "rendered": "a question and its answer can be rendered",
+    "rendered": "a question and its answer, and your rows, can be rendered and encoded",
     "dropped": "no message, tool or tool call is dropped silently",
     "prefix": "appending a message never changes earlier text",
     "prompt": "the generation prompt is, token for token, how an answer begins in training",

@@ -179,15 +179,21 @@ class _Trial(NamedTuple):
         given = {"tokenizer": self.setup.tokenizer, "template": self.setup.template}
         try:
             written = write_chat(self.rows, **given, tools=self.probe.tools, **self.setup.variables)
-            doubled = list(self.doubled(written.tokens.ids))
-            yield from doubled
-            if not doubled:
-                encoded = with_mask(written, self.setup.tokenizer, "all_assistant_turns")
-                yield from self.marks(encoded, whole)
-                yield from self.stops(encoded)
-                yield from self.padding(encoded)
+        except GraftworkError as error:
+            yield Finding("rendered", str(error))
+            return
+        doubled = list(self.doubled(written.tokens.ids))
+        yield from doubled
+        if doubled:
+            return
+        try:
+            encoded = with_mask(written, self.setup.tokenizer, "all_assistant_turns")
         except GraftworkError as error:
             yield Finding("marks", str(error))
+            return
+        yield from self.marks(encoded, whole)
+        yield from self.stops(encoded)
+        yield from self.padding(encoded)
 
     def doubled(self, ids: Sequence[int]) -> Iterator[Finding]:
         hf = hf_tokenizer(self.setup.tokenizer)
