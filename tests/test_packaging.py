@@ -70,6 +70,8 @@ def test_the_templates_are_in_the_wheels(wheels: dict[str, Path]) -> None:
     core = zipfile.ZipFile(wheels["graftwork"]).namelist()
     assert "graftwork/runs/report.html.jinja" in core
     assert "graftwork/chat/templates/default.jinja" in core
+    assert "graftwork/recipes/sft.yaml" in core
+    assert "graftwork_llama/cards/llama.yaml" in zipfile.ZipFile(wheels["graftwork-llama"]).namelist()
     assert "graftwork_llama/templates/llama3-instruct.jinja" in zipfile.ZipFile(wheels["graftwork-llama"]).namelist()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from graftwork.errors import ModelError, UnknownNameError, UsageError
+from graftwork.errors import GraftworkError, ModelError, UnknownNameError, UsageError
 from graftwork.sources.cards import CardError, library, search_order
 from graftwork.sources.resolve import locate, resolve
 
@@ -341,3 +341,37 @@ def test_fresh_weights_of_a_card_on_the_hub_need_no_network(place: Any) -> None:
 
     place("own", "a.yaml", "name: far\nmodel_arch: toy_1m\ncheckpoint: hf://org/nowhere\n")
     assert build_model(ModelParams(model_name="far", load_pretrained_weights=False)).config.hidden_size == 16
+
+
+def test_a_tokenizer_at_an_address_is_fetched_once(place: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    asked: list[str] = []
+
+    class Files(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            asked.append(self.path)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "tokenizer.model").write_bytes(b"ranks")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(tmp_path)))
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}"
+        text = f"name: web\ntokenizer: {address}/tokenizer.model\n---\nname: lost\ntokenizer: {address}/x\n"
+        place("own", "a.yaml", text)
+        cards = library()
+        for _ in range(2):
+            assert locate(resolve(cards.tokenizer_of(cards["web"]).place)).read_bytes() == b"ranks"
+        assert asked.count("/tokenizer.model") == 1
+        with pytest.raises(GraftworkError, match="/x: the server answered 404"):
+            locate(resolve(cards.tokenizer_of(cards["lost"]).place))
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    kept = [file.name for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+    assert kept == ["tokenizer.model"]

@@ -166,9 +166,19 @@ def _fetch_file(reference: str, cache_dir: Path | None) -> Path:
     return fetch(reference, cache_dir)
 
 
+def _fetch_web(reference: str, cache_dir: Path | None) -> Path:
+    from graftwork.sources.web import fetch
+
+    return fetch(reference, cache_dir)
+
+
 @hookimpl
 def graftwork_sources() -> list[SourceSpec]:
-    return [SourceSpec(name="hf", fetch=_fetch_hub), SourceSpec(name="file", fetch=_fetch_file)]
+    return [
+        SourceSpec(name="hf", fetch=_fetch_hub),
+        SourceSpec(name="file", fetch=_fetch_file),
+        SourceSpec(name="https", aliases=("http",), fetch=_fetch_web),
+    ]
 
 
 # Models

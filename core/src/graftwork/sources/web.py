@@ -1,0 +1,48 @@
+"""Single files at ``http://`` and ``https://``, such as a card's ``tokenizer.model``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit
+from urllib.request import urlopen
+
+from graftwork.errors import GraftworkError, ModelError
+
+_TIMEOUT_S = 60
+
+
+def fetch(reference: str, cache_dir: Path | None) -> Path:
+    """The file at an address, downloaded once. Raises :class:`GraftworkError` where it cannot be had."""
+    name = Path(unquote(urlsplit(reference).path)).name
+    if not name:
+        raise ModelError(f"{reference}: this is no file's address; a model of many files is a folder or hf://org/name")
+    home = cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "graftwork" / "files"
+    target = home / hashlib.sha256(reference.encode()).hexdigest()[:16] / name
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{name}.{os.getpid()}.tmp")
+    try:
+        _download(reference, beside)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+    return target
+
+
+def _download(address: str, target: Path) -> None:
+    try:
+        with urlopen(address, timeout=_TIMEOUT_S) as answer, target.open("wb") as file:  # noqa: S310 - scheme is checked
+            shutil.copyfileobj(answer, file)
+            wanted = answer.headers.get("Content-Length")
+    except HTTPError as error:
+        raise GraftworkError(f"{address}: the server answered {error.code} {error.reason}") from error
+    except (OSError, HTTPException) as error:
+        raise GraftworkError(f"{address} cannot be fetched ({error}): check the address and the network") from error
+    if wanted is not None and target.stat().st_size != int(wanted):
+        raise GraftworkError(f"{address}: {target.stat().st_size} of {wanted} bytes came; try again")
