@@ -105,6 +105,14 @@ def test_llama3_1_stretches_by_the_factor_given() -> None:
     assert llama3_1.llama3_1(**SHAPE).config.rope_parameters["factor"] == 8.0
 
 
+def test_llama3_2_is_tied_and_stretched() -> None:
+    config = llama3_2.llama3_2(**SHAPE).config
+    assert config.tie_word_embeddings and config.rope_parameters["factor"] == 32.0
+    assert list(inspect.signature(llama3_2.llama3_2).parameters)[-2:] == ["norm_eps", "scale_factor"]
+    with pytest.raises(UsageError, match="the output layer of this model is its embedding"):
+        llama3_2.lora_llama3_2(["q_proj"], False, True, **SHAPE, lora_rank=4, lora_alpha=8)
+
+
 def test_a_lora_goes_where_it_is_named() -> None:
     model = llama3.lora_llama3(["q_proj", "output_proj"], True, True, **SHAPE, lora_rank=4, lora_alpha=8)
     trained = {

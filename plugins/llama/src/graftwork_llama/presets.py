@@ -160,7 +160,7 @@ LLAMA3_1_8B = Preset(
     values={**_scaled(8.0), **_shape(4096, 14336, 32, 32, 8)},
     num_parameters=8_030_261_248,
     hub_ids=("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct"),
-    chat_template="llama3-instruct",
+    chat_template="llama3.1",
 )
 LLAMA3_1_70B = Preset(
     name="llama3_1_70b",
@@ -170,7 +170,7 @@ LLAMA3_1_70B = Preset(
     values={**_scaled(8.0), **_shape(8192, 28672, 80, 64, 8)},
     num_parameters=70_553_706_496,
     hub_ids=("meta-llama/Llama-3.1-70B", "meta-llama/Llama-3.1-70B-Instruct", "meta-llama/Llama-3.3-70B-Instruct"),
-    chat_template="llama3-instruct",
+    chat_template="llama3.1",
 )
 LLAMA3_1_405B = Preset(
     name="llama3_1_405b",
@@ -179,7 +179,7 @@ LLAMA3_1_405B = Preset(
     values={**_scaled(8.0), **_shape(16384, 53248, 126, 128, 8)},
     num_parameters=405_853_388_800,
     hub_ids=("meta-llama/Llama-3.1-405B", "meta-llama/Llama-3.1-405B-Instruct"),
-    chat_template="llama3-instruct",
+    chat_template="llama3.1",
 )
 
 LLAMA3_2_1B = Preset(
@@ -189,7 +189,7 @@ LLAMA3_2_1B = Preset(
     values={**_scaled(32.0), **_shape(2048, 8192, 16, 32, 8), "tie_word_embeddings": True},
     num_parameters=1_235_814_400,
     hub_ids=("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B-Instruct"),
-    chat_template="llama3-instruct",
+    chat_template="llama3.2",
 )
 LLAMA3_2_3B = Preset(
     name="llama3_2_3b",
@@ -198,7 +198,7 @@ LLAMA3_2_3B = Preset(
     values={**_scaled(32.0), **_shape(3072, 8192, 28, 24, 8), "tie_word_embeddings": True},
     num_parameters=3_212_749_824,
     hub_ids=("meta-llama/Llama-3.2-3B", "meta-llama/Llama-3.2-3B-Instruct"),
-    chat_template="llama3-instruct",
+    chat_template="llama3.2",
 )
 
 PRESETS = (
@@ -253,6 +253,12 @@ CHAT_TEMPLATES: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 # torchtune's generic builders: what they take by position, and their defaults.
 SHAPE = ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "embed_dim", "max_seq_len")
 LLAMA3_DEFAULTS = {"attn_dropout": 0.0, "rope_base": 500_000, "intermediate_dim": None, "norm_eps": 1e-5}
+LLAMA3_2_ANY: dict[str, Any] = {
+    "required": SHAPE,
+    "defaults": {**LLAMA3_DEFAULTS, "scale_factor": 32},
+    "rope_parameters": ROPE,
+    "tie_word_embeddings": True,
+}
 
 
 def embedding_split(config: Mapping[str, Any]) -> int:
