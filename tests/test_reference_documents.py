@@ -120,7 +120,7 @@ FAMILIES = {
     "llama2": ("graftwork_llama.llama2", "llama2_7b", "Llama2-7b-hf", BIN, "llama2/tokenizer.model"),
     "phi3": ("graftwork_phi3.phi3", "phi3_mini", "Phi-3-mini-4k-instruct", SAFETENSORS, "llama2/tokenizer.model"),
     "mistral": ("graftwork_mistral.mistral", "mistral_7b", "Mistral-7B-v0.1", BIN, "mistral/tokenizer.model.v1"),
-    "gemma": ("graftwork_gemma.gemma", "gemma_2b", "gemma", SAFETENSORS, "small/keras_hub_gemma_test_vocab.spm"),
+    "gemma": ("graftwork_gemma.gemma", "gemma_2b", "gemma", SAFETENSORS, "small/torchtune_m.model"),
 }
 
 
