@@ -90,6 +90,9 @@ def implementers() -> dict[str, list[str]]:
     return found
 
 
+MANY_PRESETS = 3
+"""More than these the table counts; `graft models ls` has them all."""
+
 ENTRY = {"builtin": "graftwork.builtin"} | {name: f"graftwork_{name}.plugin" for name in OURS[1:]}
 
 
@@ -144,7 +147,9 @@ def provided(plugin: str) -> Iterator[str]:
     for kind in (*DECLARED, PRESETS):
         entries = getattr(registry, kind.name)
         names = [f"`{name}`" for name in entries if entries.owner(name).name == plugin]
-        if names:
+        if kind is PRESETS and len(names) > MANY_PRESETS:
+            yield f"{len(names)} presets, {names[0]} to {names[-1]}"
+        elif names:
             yield f"{kind.noun if len(names) == 1 else plural(kind.noun)} {', '.join(names)}"
 
 
