@@ -1,4 +1,4 @@
-"""How fast ``graft convert`` is beside ``cp`` and ``fsync`` of the same bytes on the same disk, and what it holds in memory.
+"""How fast ``graft convert`` is beside ``cp`` and ``fsync`` of the same bytes, and what it holds in memory.
 
 python benchmarks/convert.py [--folder DIR] [--rounds 3] [--layers 24]
 """
