@@ -1,6 +1,6 @@
 """How fast ``graft convert`` is beside ``cp`` and ``fsync`` of the same bytes, and what it holds in memory.
 
-python benchmarks/convert.py [--folder DIR] [--rounds 3] [--layers 24]
+python benchmarks/convert.py [--folder DIR] [--rounds 5] [--layers 14]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 MODEL = {
@@ -27,11 +28,11 @@ WAYS = (("hf", "hf"), ("hf", "hf-bin"), ("hf", "meta"), ("hf", "mistral"), ("met
 
 
 def main() -> None:
-    """Prints a table: seconds (the best round), bytes a second, the ratio to the copy, and the peak of memory."""
+    """Prints a table: medians of seconds, of bytes a second and of the ratio to the copy just before, and the peak."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="where to write; the disk that is measured")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=14)
     options = parser.parse_args()
     with TemporaryDirectory(dir=options.folder) as scratch:
         folder = Path(scratch)
@@ -39,22 +40,20 @@ def main() -> None:
         for name in ("meta", "hf-bin"):
             one_conversion(folder / "hf", folder / name, name)
         copies: list[float] = []
-        best: dict[tuple[str, str], dict[str, float]] = {}
+        results: dict[tuple[str, str], list[dict[str, float]]] = {way: [] for way in WAYS}
         for _ in range(options.rounds):
-            copies.append(copied(folder / "hf", folder / "copy"))
             for way in WAYS:
+                copies.append(copied(folder / way[0], folder / "copy"))
                 result = one_conversion(folder / way[0], folder / "out", way[1])
+                results[way].append({**result, "ratio": copies[-1] / result["seconds"]})
                 shutil.rmtree(folder / "out")
-                best[way] = min(best.get(way, result), result, key=lambda each: each["seconds"])
-    print(f"{nbytes / 1e6:,.0f} MB; cp and fsync: {min(copies):.2f} s, {nbytes / min(copies) / 1e6:,.0f} MB/s\n")
-    print("| conversion | seconds | MB/s | of the copy's speed | memory over the start |")
-    print("|---|---:|---:|---:|---:|")
-    for (source, target), result in best.items():
-        seconds = result["seconds"]
-        print(
-            f"| {source} to {target} | {seconds:.2f} | {nbytes / seconds / 1e6:,.0f} | {min(copies) / seconds:.0%} "
-            f"| {result['peak_bytes'] / 1e6:,.0f} MB |"
-        )
+    print(f"{nbytes / 1e6:,.0f} MB; cp and fsync: {nbytes / median(copies) / 1e6:,.0f} MB/s")
+    print(f"between {nbytes / max(copies) / 1e6:,.0f} and {nbytes / min(copies) / 1e6:,.0f} MB/s\n")
+    print("| conversion | MB/s | of the copy's speed | memory over the start |")
+    print("|---|---:|---:|---:|")
+    for (source, target), rows in results.items():
+        seconds, ratio, peak = (median(row[key] for row in rows) for key in ("seconds", "ratio", "peak_bytes"))
+        print(f"| {source} to {target} | {nbytes / seconds / 1e6:,.0f} | {ratio:.0%} | {peak / 1e6:,.0f} MB |")
 
 
 def make_model(folder: Path, layers: int) -> int:

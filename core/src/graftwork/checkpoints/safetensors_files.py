@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -88,16 +87,9 @@ def write_file(file: Path, headers: Mapping[str, Header], read: Callable[[str], 
     """Writes tensors one after the other, with the metadata and the order that transformers' files have."""
     ordered = sorted(headers, key=lambda name: (_RANK[headers[name].dtype], name))
     with file.open("wb") as stream:
-        reserve(stream, sum(header.nbytes for header in headers.values()))
         stream.write(_header({name: headers[name] for name in ordered}))
         for name in ordered:
             stream.write(bytes_of(read(name), name, headers[name]))
-
-
-def reserve(stream: IO[bytes], nbytes: int) -> None:
-    """Takes the blocks that a file will need: a full disk is known at once, and writing on ext4 is 3 times as fast."""
-    if nbytes and hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(stream.fileno(), 0, nbytes)
 
 
 def bytes_of(tensor: torch.Tensor, name: str, header: Header) -> memoryview:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from graftwork.checkpoints.safetensors_files import bytes_of, reserve
+from graftwork.checkpoints.safetensors_files import bytes_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +46,6 @@ class TorchFile:
             self.keys[name] = self.keys[other]
         self.folder = path.stem
         self.stream = path.open("wb")
-        reserve(self.stream, sum(header.nbytes for name, header in headers.items() if name not in (shared or {})))
         self.archive = zipfile.ZipFile(self.stream, "w", zipfile.ZIP_STORED, allowZip64=True)
         self._entry("data.pkl", _pickled(headers, self.keys))
         self._entry("byteorder", b"little")
