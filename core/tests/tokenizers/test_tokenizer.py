@@ -226,6 +226,17 @@ def test_a_folder_with_a_tokenizer_json_is_read_by_hf(model: Path, tmp_path: Pat
     assert load_tokenizer(tmp_path, impl="sentencepiece").encode("hello") == load_tokenizer(tmp_path).encode("hello")
 
 
+def test_a_tokenizer_json_has_the_roles_that_stand_beside_it_or_that_it_uses(model: Path, tmp_path: Path) -> None:
+    """The settings in its folder; where there are none, what its post-processor puts around a text."""
+    original = load_tokenizer(model)
+    original.hf.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path / "tokenizer.json").vocab_info == original.vocab_info
+    (tmp_path / "tokenizer_config.json").unlink()
+    lone = load_tokenizer(tmp_path / "tokenizer.json")
+    assert (lone.vocab_info.bos_idx, lone.vocab_info.eos_idx) == (original.vocab_info.bos_idx, None)
+    assert lone.create_encoder(mode="prompt").ids("hello") == original.create_encoder(mode="prompt").ids("hello")
+
+
 def test_what_lies_beside_a_model_counts(model: Path, tmp_path: Path) -> None:
     """Phi-3 is published so: the SentencePiece file of Llama 2, and its own special tokens in the settings."""
     (tmp_path / "tokenizer.model").write_bytes(model.read_bytes())

@@ -36,7 +36,7 @@ def cases() -> list[Any]:
 
 @cache
 def loaded(file: str, impl: str) -> Tokenizer:
-    return load_tokenizer(ROOT / file.removesuffix("tokenizer.json"), impl=impl)
+    return load_tokenizer(ROOT / file, impl=impl)
 
 
 @pytest.mark.skipif(not ROOT.is_dir(), reason="GRAFTWORK_TEST_DATA is not set: the vectors are not here")
@@ -51,6 +51,15 @@ def test_a_public_vector(row: dict[str, Any], impl: str) -> None:
     if "decoded" in row:
         assert tokenizer.create_decoder()(row["ids"]) == row["decoded"]
         assert tokenizer.hf.decode(row["ids"]) == row["decoded"]
+
+
+@pytest.mark.skipif(not ROOT.is_dir(), reason="GRAFTWORK_TEST_DATA is not set: the vectors are not here")
+@pytest.mark.parametrize("name", ["gemma", "phi3"])
+def test_a_folder_is_what_its_tokenizer_json_is(name: str) -> None:
+    folder, file = (load_tokenizer(ROOT / "tokenizers" / name / part) for part in ("", "tokenizer.json"))
+    assert file.vocab_info == folder.vocab_info
+    assert file.encode("two words") == folder.encode("two words")
+    assert file.hf.all_special_tokens == folder.hf.all_special_tokens
 
 
 @pytest.mark.skipif(not ROOT.is_dir(), reason="GRAFTWORK_TEST_DATA is not set: the vectors are not here")

@@ -123,9 +123,28 @@ def _read(path: Path, file: files.TokenizerFile | None, kwargs: Mapping[str, Any
     """
     if file is None or file.content != "tokenizers":
         return _from(AutoTokenizer.from_pretrained, path if path.is_dir() else path.parent, path, kwargs)
-    if path.is_file():
-        return _from(lambda source, **kw: PreTrainedTokenizerFast(tokenizer_file=str(source), **kw), path, path, kwargs)
-    return _from(PreTrainedTokenizerFast.from_pretrained, path, path, kwargs)
+    if path.is_file() and not _has_settings(path):
+        return _from(_lone, path, path, kwargs)
+    return _from(PreTrainedTokenizerFast.from_pretrained, path if path.is_dir() else path.parent, path, kwargs)
+
+
+def _has_settings(file: Path) -> bool:
+    """Whether the folder of ``file`` is that of a saved tokenizer, whose roles and template stand beside the file."""
+    return file.name == "tokenizer.json" and (file.parent / "tokenizer_config.json").is_file()
+
+
+def _lone(file: Path, **kwargs: Any) -> PreTrainedTokenizerFast:
+    """A file alone names no roles: BOS and EOS are what its own post-processor puts around a text."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), **kwargs)
+    backend: Backend = tokenizer.backend_tokenizer
+    text, whole = (backend.encode("a", add_special_tokens=flag) for flag in (False, True))
+    before = whole.special_tokens_mask.index(0) if 0 in whole.special_tokens_mask else 0
+    after = len(whole.ids) - before - len(text.ids)
+    if before == 1 and tokenizer.bos_token is None:
+        tokenizer.bos_token = whole.tokens[0]
+    if after == 1 and tokenizer.eos_token is None:
+        tokenizer.eos_token = whole.tokens[-1]
+    return tokenizer
 
 
 def _from(make: Any, source: Path, path: Path, kwargs: Mapping[str, Any]) -> PreTrainedTokenizerFast:
