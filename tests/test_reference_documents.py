@@ -230,7 +230,9 @@ def test_torchtunes_shell(hub: type[Hub], tmp_path: Path) -> None:
     assert len(commands) == len(FAMILIES)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for command in commands:
-        done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            command, shell=True, env=environment, check=False, capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, done.stderr
         repository, folder = re.findall(r"download (\S+).*--output-dir (\S+)", command)[0]
         assert {file.name for file in Path(folder).iterdir() if file.is_file()} == set(hub.FILES)

@@ -313,7 +313,7 @@ def test_weights_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="size mismatch"):
         build_model(ModelParams(model_name=path), hidden_size=8)
     (tmp_path / "saved/model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"there is neither model\.safetensors nor model\.safetensors\.index\.json"):
+    with pytest.raises(ModelError, match="no weights in a known format are here"):
         build_model(ModelParams(model_name=path))
 
 

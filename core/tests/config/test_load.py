@@ -42,7 +42,7 @@ generation:
 
 FOUND = [
     "1: modle = {'model_name': 'x'}: unknown key; did you mean model? Known: ",
-    "4: model.model_name = 'toy_2b': model 'toy_2b' is neither a folder here, a card nor a preset: did you mean toy_1b?",
+    "4: model.model_name = 'toy_2b': model 'toy_2b' is neither a folder here, a card nor a preset: did you mean ",
     "5: model.torch_dtype = 'bf17': not a choice; ",
     "6: model.freeze_layers.1 = {}: expected a text",
     "9: data.train.colator_name = 'text_with_padding': unknown key; did you mean collator_name?",

@@ -48,5 +48,9 @@ def test_records_are_frozen_slotted_and_keyword_only(record: type[Any]) -> None:
     assert made.aliases == ()
 
 
+PARTS = {"MessageLayout", "RankLayout"}
+"""What stands inside a record, and is none itself."""
+
+
 def test_every_record_of_the_module_is_checked() -> None:
-    assert {name for name, value in vars(specs).items() if is_dataclass(value)} == set(REQUIRED_AT_0_1)
+    assert {name for name, value in vars(specs).items() if is_dataclass(value)} == set(REQUIRED_AT_0_1) | PARTS
