@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from graftwork import ModelParams, PeftParams, attach_adapter, build_model
@@ -130,9 +131,8 @@ def test_a_hub_model_is_recorded_by_its_id(toy_model: Any, monkeypatch: pytest.M
         ("{", "not readable as JSON"),
         ("[]", "there is no model_type in it"),
         ('{"model_type": "lama"}', "nobody here knows model_type 'lama'"),
-        ('{"model_type": "clip"}', "has no causal language model in transformers"),
         ('{"model_type": "gpt2", "n_embd": "wide"}', "the configuration of this gpt2 model is not valid"),
-        ('{"model_type": "gpt2", "n_embd": 8, "n_head": 2}', "cannot be built"),
+        ('{"model_type": "gpt2", "n_embd": 8, "n_head": 2}', "no weights in a known format are here"),
     ],
 )
 def test_folders_that_are_no_models(tmp_path: Path, config: str | None, text: str) -> None:
@@ -141,6 +141,13 @@ def test_folders_that_are_no_models(tmp_path: Path, config: str | None, text: st
     with pytest.raises(ModelError) as caught:
         build_model(ModelParams(model_name=str(tmp_path)))
     assert text in str(caught.value)
+
+
+def test_an_architecture_without_a_language_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="has no causal language model in transformers"):
+        build_model(ModelParams(model_name=str(tmp_path)))
 
 
 def test_weights_that_do_not_fit_the_configuration(toy_model: Any) -> None:

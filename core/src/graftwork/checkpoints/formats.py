@@ -91,7 +91,10 @@ def find_format(path: Path, name: str | None = None) -> CheckpointFormat:
         return formats[name]
     found = [formats[known] for known in formats if formats[known].sniff(path)]
     if not found:
-        raise ModelError(f"{path}: no weights in a known format are here. Known: {', '.join(sorted(formats))}")
+        raise ModelError(
+            f"{path}: no weights in a known format are here: give the folder that has them, or fetch them again. "
+            f"Known: {', '.join(sorted(formats))}"
+        )
     if len(found) > 1:
         names = ", ".join(sorted(each.name for each in found))
         raise UsageError(f"{path}: there are weights in several formats here ({names}): say which (--from)")
