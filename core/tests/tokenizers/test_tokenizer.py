@@ -308,3 +308,9 @@ def test_ranks_that_two_families_know(ranks: Path, install_plugin: Callable[...,
     assert load_tokenizer(ranks, family="two").encode_ordinary("he") == list(b"he")
     own = replace(get_registry().families["one"], special_tokens={"eos_token": "<|end|>"})
     assert load_tokenizer(ranks, family=own).vocab_info.eos_idx == 260
+
+
+def test_a_tokenizer_is_printed_in_a_line(tokenizer: Tokenizer) -> None:
+    shown = repr(tokenizer)
+    assert shown.startswith("<tokenizer of /") and shown.endswith(" tokens>") and f": {tokenizer.impl}, " in shown
+    assert len(shown) < 300

@@ -26,7 +26,7 @@ END_OF_TURN_TEXTS = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>")
 """Tokens that end a turn, for vocabularies whose family is not known."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class LoadedTokenizer:
     """A tokenizer as every implementation gives it (the protocol :class:`graftwork.Tokenizer`)."""
 
@@ -39,6 +39,9 @@ class LoadedTokenizer:
         self.roles = {role: text for role, text in self.codec.roles.items() if text is not None}
         if self.use_eot:
             self.roles["eos_token"] = self._end_of_turn()
+
+    def __repr__(self) -> str:
+        return f"<tokenizer of {self.path}: {self.impl}, {self.vocab_info.size:,} tokens>"
 
     @property
     def impl(self) -> str:
