@@ -59,7 +59,7 @@ def test_slow_work_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         "'a' * 10 ** 9",
         "[0] * 10 ** 9",
-        "10 ** 10 ** 10",
+        "10 ** (10 ** 10)",
         "'a' | center(10 ** 9)",
         "'a'.ljust(10 ** 9)",
         "'a' | indent(10 ** 9, first=true)",

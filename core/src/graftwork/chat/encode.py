@@ -25,6 +25,7 @@ from graftwork.errors import DataError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+    from pathlib import Path
 
     from graftwork.chat.content import Foreign
     from graftwork.chat.vocabulary import Tokens, Vocabulary
@@ -70,7 +71,7 @@ def encode_chat(
     messages: Messages,
     *,
     tokenizer: Any,
-    template: TemplateSource | str | None = None,
+    template: TemplateSource | Path | str | None = None,
     train_target: TrainTarget | str = "all_assistant_turns",
     special_tokens_in_content: str = "error",
     tools: Sequence[Mapping[str, Any]] | None = None,
@@ -102,7 +103,7 @@ def encode_conversation(
     messages: Messages,
     *,
     tokenizer: Any,
-    template: TemplateSource | str | None = None,
+    template: TemplateSource | Path | str | None = None,
     train_target: TrainTarget | str = "all_assistant_turns",
     special_tokens_in_content: str = "error",
     **variables: Any,
@@ -129,7 +130,7 @@ def encode_prompt(
     messages: Messages,
     *,
     tokenizer: Any,
-    template: TemplateSource | str | None = None,
+    template: TemplateSource | Path | str | None = None,
     special_tokens_in_content: str = "as_text",
     **variables: Any,
 ) -> tuple[str, list[int]]:
@@ -146,7 +147,7 @@ def encode_prompt(
 
 
 def token_roles(
-    messages: Messages, *, tokenizer: Any, template: TemplateSource | str | None = None, **variables: Any
+    messages: Messages, *, tokenizer: Any, template: TemplateSource | Path | str | None = None, **variables: Any
 ) -> list[TokenRole]:
     """For each token of :func:`encode_chat`, the number of the message that it was written for and its role.
 
@@ -163,7 +164,7 @@ def write_chat(
     messages: Messages,
     *,
     tokenizer: Any,
-    template: TemplateSource | str | None = None,
+    template: TemplateSource | Path | str | None = None,
     special_tokens_in_content: str = "error",
     **variables: Any,
 ) -> Written:
@@ -218,7 +219,7 @@ def check_turns(encoded: EncodedChat, stop_ids: Collection[int], tokenizer: Any 
 
 
 def prompt_mismatch(
-    messages: Messages, *, tokenizer: Any, template: TemplateSource | str | None = None, **variables: Any
+    messages: Messages, *, tokenizer: Any, template: TemplateSource | Path | str | None = None, **variables: Any
 ) -> str | None:
     """Why the model will be asked with other tokens than it is trained on, or None where it will not.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
@@ -15,6 +15,9 @@ from graftwork.chat.template import TemplateSource, find_template
 from graftwork.chat.vocabulary import hf_tokenizer
 from graftwork.errors import DataError, UsageError
 from graftwork.messages import ContentItem, Conversation, Message, Type
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +29,7 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 def render_chat(
     messages: Messages,
     *,
-    template: TemplateSource | str | None = None,
+    template: TemplateSource | Path | str | None = None,
     tokenizer: Any = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool | None = None,
@@ -35,8 +38,9 @@ def render_chat(
     """The text of ``messages`` under ``template`` (a name, a file, Jinja text; None is the tokenizer's own).
 
     ``variables`` are further names that the template may use, beside the tokenizer's special tokens. Without
-    ``add_generation_prompt`` it is the template that decides; nearly all then write none. Raises
-    :class:`~graftwork.errors.DataError` where the template refuses the conversation or leaves a role out.
+    ``add_generation_prompt`` it is the template that decides; nearly all then write none. A role that the template
+    leaves out is said in the log: the text is what the template writes. Raises
+    :class:`~graftwork.errors.DataError` where it refuses the conversation.
     """
     found = find_template(template, hf_tokenizer(tokenizer))
     names = {**special_tokens(tokenizer), "tools": tools, **variables}
@@ -52,7 +56,8 @@ def render_chat(
         if all(None not in row.values() for row in rows):
             raise
         text, _ = render(found, rows, names)
-    require_all_roles(found, rows, names, text)
+    if (reason := left_out(found, rows, names, text)) is not None:
+        logger.warning("%s", reason)
     return text
 
 
@@ -178,21 +183,30 @@ def require_place_for_tools(
 def require_all_roles(
     template: TemplateSource, messages: list[dict[str, Any]], variables: Mapping[str, Any], text: str
 ) -> None:
-    """Raises :class:`DataError` where ``text`` lacks a message because the template drops its role.
+    """Raises :class:`DataError` where ``text`` lacks a message because the template drops its role."""
+    if (reason := left_out(template, messages, variables, text)) is not None:
+        raise DataError(reason)
+
+
+def left_out(
+    template: TemplateSource, messages: list[dict[str, Any]], variables: Mapping[str, Any], text: str
+) -> str | None:
+    """Which message ``text`` lacks because the template drops its role, with what to do.
 
     A template may change a text (strip a chain of thought, escape JSON); that is told from dropping it by
     rendering the same roles with a word in place of each text.
     """
     missing = [message for message in messages if any(part not in text for part in _texts(message))]
     if not missing:
-        return
+        return None
     words = _probe(template, messages, variables)
     for index, message in enumerate(messages):
         if message in missing and words is not None and probe_word(index) not in words:
-            raise DataError(
+            return (
                 f"chat template {template.label} drops the {message['role']} message number {index + 1} without a "
                 f"word; choose a template that renders the role '{message['role']}', or leave such messages out"
             )
+    return None
 
 
 def probe_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

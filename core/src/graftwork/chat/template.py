@@ -37,7 +37,7 @@ class TemplateSource:
 
 
 def find_template(
-    which: str | TemplateSource | None = None, tokenizer: Any = None, family: ModelFamily | None = None
+    which: str | Path | TemplateSource | None = None, tokenizer: Any = None, family: ModelFamily | None = None
 ) -> TemplateSource:
     """The template that ``which`` means: Jinja source, a file, or a registered name.
 
@@ -47,6 +47,8 @@ def find_template(
     """
     if isinstance(which, TemplateSource):
         return which
+    if isinstance(which, Path):
+        return _from_file(which.expanduser())
     if which is None or which.casefold() == "auto":
         return _own_template(tokenizer, family)
     if "{{" in which or "{%" in which:
