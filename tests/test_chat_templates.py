@@ -31,6 +31,9 @@ PHI3 = {"bos_token": "<s>", "eos_token": "<|endoftext|>"}
 QWEN = {"eos_token": "<|im_end|>"}
 ZEPHYR = "hfjs/custom/HuggingFaceH4/zephyr-7b-beta (add_generation_prompt=true)"
 MISTRAL_V1 = "llamacpp/mistralai/Mistral-7B-Instruct-v0.2 (NOTE: Old pre-v1 without a system prompt)"
+# Qwen2-72B-Instruct's tokenizer_config.json has the one of these templates with this text, as quoted in
+# https://github.com/instructkr/LogicKor/pull/27
+QWEN2 = "!= 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}{{'<|im_start|>'"
 NEMO = "mistralai-Mistral-Nemo-Instruct-2407.jinja"
 
 
@@ -59,6 +62,7 @@ ORIGINALS = {
     "gemma3-it": Original("trl:gemma3.jinja", GEMMA, frozenset({"system", "images"})),
     "phi3-instruct": Original("templates/trl/phi3.jinja", PHI3),
     "phi3.5-instruct": Original("templates/trl/phi3_5.jinja", PHI3),
+    "qwen2": Original(f"families:{QWEN2}", QWEN),
     "qwen2.5": Original("templates/trl/qwen2_5.jinja", QWEN, frozenset({"system", "tools"})),
     "qwen2-vl-instruct": Original("templates/trl/qwen2_5_vl.jinja", QWEN, frozenset({"system", "images"})),
     "qwen3": Original("trl:qwen3.jinja", QWEN, frozenset({"system", "tools", "reasoning"})),
@@ -70,7 +74,7 @@ ORIGINALS = {
 }
 # These formats have no file to compare with: the first is our own, the others have expected texts below or in
 # their plugins' tests.
-WITHOUT_ORIGINAL = {"default", "phi4", "mistral-v3"}
+WITHOUT_ORIGINAL = {"default", "phi4", "mistral-v2", "mistral-v3"}
 TEXTS = (
     *("Hello", "  two  ", "\n", "naïve café", "日本語", "🙂", "{{ x }}", "{% if %}", "", "a\tb", " lead", "trail "),
     *("<b>&amp;</b>", '"q"', "'s", "line\nline", "\u2028", "<tool_response>x</tool_response>", "</think>"),
@@ -99,6 +103,9 @@ def source_of(data: Path, original: str) -> str:
     place, _, name = original.rpartition(":") if original.startswith("trl:") else original.partition(":")
     if original.startswith("upstream:"):
         return str(next(row["template"] for row in vectors(data, "upstream_expected") if row["id"] == name))
+    if place == "families":
+        rows = vectors(data, "ollama_template_families")
+        return str(next(source for row in rows for source in row.values() if name in source))
     if place == "trl":
         spec = find_spec("trl")
         if spec is None or spec.origin is None:
@@ -224,7 +231,11 @@ def test_random_conversations_are_as_in_the_original(data: Path, name: str) -> N
     assert compared > 60
 
 
-@pytest.mark.parametrize("name", [name for name in ORIGINALS if name not in ("zephyr", "gpt2", "llava")])
+# mistral-common joins the messages that Mistral's templates on the Hub refuse, and so do we (the plugin's tests).
+JOINING = ("mistral-v1", "mistral-nemo")
+
+
+@pytest.mark.parametrize("name", [name for name in ORIGINALS if name not in ("zephyr", "gpt2", "llava", *JOINING)])
 def test_what_the_original_refuses_is_refused(data: Path, name: str) -> None:
     source = source_of(data, ORIGINALS[name].file)
     for roles in ("uu", "uaa", "a", "us", "uas", "suu", "ss"):
@@ -362,11 +373,13 @@ REAL = [
     ("phi3-instruct", "phi3"),
     ("phi3.5-instruct", "phi3"),
     ("phi4", "phi4"),
+    ("qwen2", "qwen2.5"),
     ("qwen2.5", "qwen2.5"),
     ("qwen2-vl-instruct", "qwen2.5"),
     ("qwen3", "qwen2.5"),
     ("qwen3-instruct", "qwen2.5"),
     ("mistral-v1", "mistral/tokenizer.model.v1"),
+    ("mistral-v2", "mistral v2"),
     ("mistral-v3", "mistral/mistral_instruct_tokenizer_240323.model.v3"),
     ("mistral-nemo", "tekken"),
     ("default", "llama2"),
@@ -377,7 +390,7 @@ REAL = [
     ("zephyr", "mistral/tokenizer.model.v1"),
     ("llava", "mistral/tokenizer.model.v1"),
 ]
-EXCUSED = {"qwen3", "mistral-v3", "mistral-nemo"}
+EXCUSED = {"qwen3", "mistral-v2", "mistral-v3", "mistral-nemo"}
 
 
 @pytest.fixture(scope="module")
@@ -419,13 +432,16 @@ def test_a_template_on_a_tokenizer_of_another_model(
     assert {found.rule for found in check_template(name, real(tokenizer)).violations} == rules
 
 
+WHEEL = {"tekken": "tekken_240718.json", "mistral v2": "mistral_instruct_tokenizer_240216.model.v2"}
+
+
 def tokenizer_of(data: Path, folder: Path, name: str) -> Path:
-    if name == "tekken":
-        pytest.importorskip("mistral_common", reason="mistral-common is not installed, and tekken with it")
+    if name in WHEEL:
+        pytest.importorskip("mistral_common", reason=f"mistral-common is not installed, and {name} with it")
         spec = find_spec("mistral_common")
         assert spec is not None
         assert spec.origin is not None
-        return Path(spec.origin).parent / "data" / "tekken_240718.json"
+        return Path(spec.origin).parent / "data" / WHEEL[name]
     if name == "gemma, instruction-tuned":
         tokens = ["<start_of_turn>", "<end_of_turn>", "<start_of_image>"]
         return with_tokens(data / "tokenizers/gemma", folder, tokens)

@@ -167,7 +167,7 @@ class ModelFamily:
     aliases: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
     architectures: tuple[str, ...] = ()
-    presets: tuple[Preset, ...] = ()
+    presets: tuple[Preset, ...] = field(default=(), repr=False)
     build: Callable[[BuildRequest], nn.Module] | None = None
     lora_targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     default_lora_roles: tuple[str, ...] = ()
@@ -184,7 +184,7 @@ class ModelFamily:
     key_maps: Mapping[str, Callable[[], KeyMap]] = field(default_factory=dict)
     components: tuple[str, ...] = ()
     config_class: str = ""
-    rank_layouts: tuple[RankLayout, ...] = ()
+    rank_layouts: tuple[RankLayout, ...] = field(default=(), repr=False)
 
     def tiny_config(self, model_type: str, **changes: Any) -> PretrainedConfig:
         """The transformers configuration for tests of one of :attr:`model_types`, with ``changes`` over it."""
@@ -217,7 +217,8 @@ class ChatTemplate:
     render besides user and assistant turns. ``encoding`` says how the text becomes tokens: ``whole`` is one
     text, as in transformers; ``parts`` encodes what each ``{{ }}`` of the file gives on its own, where one that
     is a control token's text is that token and any other is plain text, as in mistral-common. ``rewrites`` says
-    what the format changes in earlier messages when another is appended, as its original does.
+    what the format changes in earlier messages when another is appended, as its original does; ``forgets`` names the
+    roles whose messages it leaves out before the last question, ``tool`` with the calls that are answered there.
     """
 
     name: str
@@ -227,6 +228,7 @@ class ChatTemplate:
     supports: frozenset[Supported] = frozenset()
     encoding: Literal["whole", "parts"] = "whole"
     rewrites: str = ""
+    forgets: tuple[str, ...] = ()
 
 
 def hubs(family: str) -> tuple[Callable[[], ModelHub], Callable[[], TokenizerHub]]:

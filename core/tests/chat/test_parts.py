@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from graftwork import encode_chat
+from graftwork import encode_chat, load_tokenizer
 from graftwork.chat import TemplateSource, encode_conversation, token_roles
 from graftwork.chat.vocabulary import vocabulary_of
 from graftwork.errors import UsageError
@@ -93,7 +93,8 @@ def test_roles_of_parts(tokenizer: Any) -> None:
     assert all(role == (1, "assistant") for role, learnt in zip(roles, trained, strict=True) if learnt)
 
 
-FILES = {"v1": "tokenizer.model.v1", "v3": "mistral_instruct_tokenizer_240323.model.v3"}
+V2 = "mistral_instruct_tokenizer_240216.model.v2"
+FILES = {"v1": "tokenizer.model.v1", "v2": V2, "v3": "mistral_instruct_tokenizer_240323.model.v3"}
 
 
 def test_ids_equal_mistral_commons_vectors(data: Path, real: Any) -> None:
@@ -122,15 +123,33 @@ def test_ids_equal_mistral_commons_samples(data: Path, real: Any) -> None:
         request = json.loads((sample / "sample.json").read_text())
         for version, file in FILES.items():
             if (expected := sample / f"tokens_{version}.json").exists():
+                tokenizer = of_the_wheel(file) if version == "v2" else real(f"mistral/{file}")
                 ids, _ = encode_chat(
                     request["messages"],
-                    tokenizer=real(f"mistral/{file}"),
+                    tokenizer=tokenizer,
                     template=f"mistral-{version}",
                     tools=request.get("tools"),
                 )
                 assert ids == json.loads(expected.read_text())["tokens"], (sample.name, version)
+                text = (sample / f"text_{version}.txt").read_text("utf-8")
+                assert "".join(tokenizer.hf.convert_ids_to_tokens(ids)) == text
                 checked += 1
-    assert checked == 4
+    assert checked == 7
+
+
+def of_the_wheel(file: str) -> Any:
+    mistral_common = pytest.importorskip("mistral_common", reason="mistral-common is not installed, and its files")
+    return load_tokenizer(Path(mistral_common.__file__).parent / "data" / file)
+
+
+@pytest.mark.parametrize("file", ["tekken_240718.json", "mistral_instruct_tokenizer_240323.model.v3"])
+def test_no_tokenizer_of_transformers_is_built_for_parts(file: str) -> None:
+    tokenizer = of_the_wheel(file)
+    name = "mistral-nemo" if "tekken" in file else "mistral-v3"
+    ids, trained = encode_chat(HELLO, tokenizer=tokenizer, template=name)
+    assert "hf" not in vars(tokenizer)
+    assert encode_chat(HELLO, tokenizer=tokenizer.hf, template=name) == (ids, trained)
+    assert sum(trained) == len(tokenizer.encode_ordinary("I am fine")) + 1
 
 
 TOOL = {
@@ -143,6 +162,7 @@ TOOL = {
 }
 LIVE = [
     ("mistral-v1", "tokenizer.model.v1"),
+    ("mistral-v2", V2),
     ("mistral-v3", "mistral_instruct_tokenizer_240323.model.v3"),
     ("mistral-nemo", "tekken_240718.json"),
 ]
@@ -154,8 +174,6 @@ def test_ids_equal_mistral_common_itself(template: str, file: str) -> None:
     from mistral_common.protocol.instruct.normalize import get_normalizer
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
-
-    from graftwork import load_tokenizer
 
     path = Path(mistral_common.__file__).parent / "data" / file
     theirs = MistralTokenizer.from_file(str(path)).instruct_tokenizer

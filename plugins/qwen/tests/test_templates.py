@@ -27,7 +27,7 @@ def trained(name: str, messages: list[dict[str, Any]]) -> list[str]:
     return [text for _, text in sandbox.render(find_template(name).source, {"messages": messages})[1]]
 
 
-@pytest.mark.parametrize("name", ["qwen2.5", "qwen2-vl-instruct", "qwen3-instruct"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen2.5", "qwen2-vl-instruct", "qwen3-instruct"])
 def test_golden_text(name: str) -> None:
     text = render_chat([SYSTEM, *TALK], template=name)
     assert text == f"<|im_start|>system\nBe brief.<|im_end|>\n{TURNS}"
@@ -36,8 +36,9 @@ def test_golden_text(name: str) -> None:
 
 
 def test_a_system_message_of_its_own() -> None:
-    written = {name: render_chat(TALK, template=name).removesuffix(TURNS) for name in ("qwen2.5", "qwen2_vl")}
+    written = {name: render_chat(TALK, template=name).removesuffix(TURNS) for name in ("qwen2", "qwen2.5", "qwen2_vl")}
     assert written == {
+        "qwen2": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
         "qwen2.5": (
             "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
         ),
@@ -77,6 +78,8 @@ def test_pictures_and_videos_may_be_numbered() -> None:
     [
         ("qwen2.5", [*TALK, {"role": "critic", "content": "?"}], "system, user, assistant and tool, not critic"),
         ("qwen3", [{"role": "user", "content": [{"type": "text", "text": "x"}]}], "the user message needs one text"),
+        ("qwen2", USED, "no tools, tool calls or images: leave them out, or choose a template that supports them"),
+        ("qwen2", [*TALK, {"role": "critic", "content": "?"}], "system, user and assistant, not critic"),
         ("qwen2-vl-instruct", USED, "no place for tools or tool calls: leave them out, or use qwen2.5"),
         ("qwen2-vl-instruct", [{"role": "user", "content": [{"type": "sound"}]}], "types text, image and video only"),
     ],

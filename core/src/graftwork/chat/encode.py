@@ -16,10 +16,10 @@ from graftwork.chat.render import (
     require_all_roles,
     require_place_for_tools,
     special_tokens,
+    template_of,
     trace,
 )
 from graftwork.chat.roles import owner_at, owners
-from graftwork.chat.template import TemplateSource, find_template
 from graftwork.chat.vocabulary import hf_tokenizer, vocabulary_of
 from graftwork.errors import DataError, UsageError, did_you_mean
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from graftwork.chat.content import Foreign
+    from graftwork.chat.template import TemplateSource
     from graftwork.chat.vocabulary import Tokens, Vocabulary
 
 TrainTarget = Literal["all_assistant_turns", "final_assistant_turn"]
@@ -174,9 +175,9 @@ def write_chat(
             f"special_tokens_in_content: {special_tokens_in_content!r} is not known; use {', '.join(POLICIES)}"
             f"{did_you_mean(special_tokens_in_content, POLICIES)}"
         )
-    found = find_template(template, hf_tokenizer(tokenizer))
+    found = template_of(template, tokenizer)
     rows = plain_messages(messages)
-    names = {**special_tokens(tokenizer), "tools": None, "add_generation_prompt": False, **variables}
+    names = {**_own_names(found, tokenizer), "tools": None, "add_generation_prompt": False, **variables}
     require_place_for_tools(found, rows, names)
     write = _in_parts if found.encoding == "parts" else _whole
     written = write(found, rows, names, tokenizer, special_tokens_in_content)
@@ -196,7 +197,7 @@ def with_mask(written: Written, tokenizer: Any, train_target: TrainTarget | str)
             written.tokens,
             lambda part: _encode_like(written, part, vocabulary_of(tokenizer)),
         )
-    _require_single_bos(written.tokens.ids, hf_tokenizer(tokenizer))
+    _require_single_bos(written.tokens.ids, tokenizer)
     return _encoded(written.text, written.tokens, _wanted(spans, train_target))
 
 
@@ -246,6 +247,14 @@ def prompt_mismatch(
 # Text to tokens
 
 
+def _own_names(found: TemplateSource, tokenizer: Any) -> dict[str, str]:
+    """The special tokens of ``tokenizer`` as variables. Parts need no tokenizer of transformers, which takes seconds
+    to build from some files: one of ours tells its roles itself.
+    """
+    ours = getattr(tokenizer, "roles", None) if found.encoding == "parts" else None
+    return special_tokens(tokenizer) if ours is None else dict(ours)
+
+
 def _whole(
     found: TemplateSource, rows: list[dict[str, Any]], names: dict[str, Any], tokenizer: Any, policy: str
 ) -> Written:
@@ -284,10 +293,12 @@ def _require_assistant(messages: Sequence[dict[str, Any]]) -> None:
 
 
 def _require_single_bos(ids: list[int], tokenizer: Any) -> None:
-    bos = tokenizer.bos_token_id
-    if bos is not None and ids[:2] == [bos, bos]:
+    if ids[:1] != ids[1:2]:
+        return
+    hf = hf_tokenizer(tokenizer)
+    if ids[:1] == [hf.bos_token_id]:
         raise DataError(
-            f"the conversation begins with two {tokenizer.bos_token} tokens: the template writes one, "
+            f"the conversation begins with two {hf.bos_token} tokens: the template writes one, "
             "and the first message begins with another; take it out of the data"
         )
 

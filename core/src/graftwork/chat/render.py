@@ -42,7 +42,7 @@ def render_chat(
     leaves out is said in the log: the text is what the template writes. Raises
     :class:`~graftwork.errors.DataError` where it refuses the conversation.
     """
-    found = find_template(template, hf_tokenizer(tokenizer))
+    found = template_of(template, tokenizer)
     names = {**special_tokens(tokenizer), "tools": tools, **variables}
     if add_generation_prompt is not None:
         names["add_generation_prompt"] = add_generation_prompt
@@ -102,6 +102,12 @@ def _told(template: TemplateSource, messages: list[dict[str, Any]]) -> Iterator[
         raise DataError(
             f"chat template {template.label} refuses the conversation ({roles or 'no messages'}): {error}"
         ) from None
+
+
+def template_of(which: TemplateSource | Path | str | None, tokenizer: Any) -> TemplateSource:
+    """The template ``which``, or the tokenizer's own: only that needs the tokenizer of transformers."""
+    own = which is None or (isinstance(which, str) and which.casefold() == "auto")
+    return find_template(which, hf_tokenizer(tokenizer) if own else None)
 
 
 def special_tokens(tokenizer: Any) -> dict[str, str]:
@@ -194,9 +200,11 @@ def left_out(
     """Which message ``text`` lacks because the template drops its role, with what to do.
 
     A template may change a text (strip a chain of thought, escape JSON); that is told from dropping it by
-    rendering the same roles with a word in place of each text.
+    rendering the same roles with a word in place of each text. What the format is declared to forget may lack.
     """
-    missing = [message for message in messages if any(part not in text for part in _texts(message))]
+    last = last_question(messages)
+    kept = [row for index, row in enumerate(messages) if index > last or row["role"] not in template.forgets]
+    missing = [message for message in kept if any(part not in text for part in _texts(message))]
     if not missing:
         return None
     words = _probe(template, messages, variables)
@@ -207,6 +215,11 @@ def left_out(
                 f"word; choose a template that renders the role '{message['role']}', or leave such messages out"
             )
     return None
+
+
+def last_question(messages: Sequence[Mapping[str, Any]]) -> int:
+    """The place of the last message of a user, -1 where there is none."""
+    return max((index for index, message in enumerate(messages) if message["role"] == "user"), default=-1)
 
 
 def probe_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ DEFAULT = "default"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateSource:
     """A template's Jinja text, what it is called, where it came from, the texts that end a turn in it, and whether
-    its outputs become tokens as one text or each on its own.
+    its outputs become tokens as one text or each on its own. ``forgets``: as in :class:`~graftwork.specs.ChatTemplate`.
     """
 
     source: str
@@ -29,6 +29,7 @@ class TemplateSource:
     origin: str
     stop: tuple[str, ...] = ()
     encoding: Literal["whole", "parts"] = "whole"
+    forgets: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -109,6 +110,7 @@ def _of_record(record: ChatTemplate) -> TemplateSource:
         origin=f"the template {record.name}",
         stop=record.stop,
         encoding=record.encoding,
+        forgets=record.forgets,
     )
 
 

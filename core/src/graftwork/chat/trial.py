@@ -8,7 +8,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from graftwork.chat.encode import encode_prompt, with_mask, write_chat
-from graftwork.chat.render import plain_messages, render, require_all_roles, special_tokens, trace
+from graftwork.chat.render import (
+    last_question,
+    plain_messages,
+    render,
+    require_all_roles,
+    special_tokens,
+    trace,
+)
 from graftwork.chat.vocabulary import hf_tokenizer
 from graftwork.errors import DataError, GraftworkError
 from graftwork.tokenizers.special import token_id
@@ -52,8 +59,8 @@ def findings(setup: Setup, probe: Probe) -> Iterator[Finding]:
     """What is wrong with ``probe``. Raises :class:`GraftworkError` where the template refuses it."""
     rows = plain_messages(probe.messages)
     names = {**special_tokens(setup.tokenizer), "add_generation_prompt": False, "tools": probe.tools, **setup.variables}
-    text = render(setup.template, rows, names)[0]
-    trial = _Trial(setup, probe, rows, names, text)
+    text, blocks = render(setup.template, rows, names)
+    trial = _Trial(setup, probe, rows, names, text, sum(bool(block) for _, block in blocks))
     return trial.run()
 
 
@@ -69,13 +76,16 @@ _VISIBLE = {" ": "·", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 class _Trial(NamedTuple):
-    """``names`` are the template's variables, ``text`` is what it rendered with them."""
+    """``names`` are the template's variables, ``text`` is what it rendered with them, ``marked`` how many answers it
+    marked in it.
+    """
 
     setup: Setup
     probe: Probe
     rows: list[dict[str, Any]]
     names: dict[str, Any]
     text: str
+    marked: int
 
     def run(self) -> Iterator[Finding]:
         dropped = list(self.dropped())
@@ -102,15 +112,18 @@ class _Trial(NamedTuple):
         if any(tool["function"]["name"] not in self.text for tool in self.probe.tools or ()):
             yield Finding("tools", "the template leaves out the tools that it is given; choose one that supports tools")
         alone = self.rendered(self.rows, tools=None) if self.probe.tools else self.text
-        calls = [call["function"]["name"] for row in self.rows for call in row.get("tool_calls") or ()]
+        rows = [row for index, row in enumerate(self.rows) if not self.forgotten(index)]
+        calls = [call["function"]["name"] for row in rows for call in row.get("tool_calls") or ()]
         if alone and any(name not in alone for name in calls):
             yield Finding("tools", "the template leaves out the assistant's tool calls; choose one that supports tools")
 
     def earlier_text(self) -> Iterator[tuple[int, Finding]]:
         """The answers before which, or up to which, the conversation was not rendered as it is in the whole."""
-        for index in self.answers():
+        answers = self.answers()
+        for index, following in zip(answers, [*answers[1:], len(self.rows)], strict=True):
+            others = (i for i in range(index, following) if self.rows[i]["role"] != "assistant")
             asked = self.rendered(self.rows[:index], add_generation_prompt=True)
-            before, after = self.rendered(self.rows[:index]), self.rendered(self.rows[: index + 1])
+            before, after = self.rendered(self.rows[:index]), self.rendered(self.rows[: next(others, following)])
             if not self.begins_with(before) or not self.begins_with(after):
                 yield index, self.rewritten(before if not self.begins_with(before) else after)
             elif not self.text.startswith(asked):
@@ -140,7 +153,16 @@ class _Trial(NamedTuple):
         return self.text.startswith(part) or bool(closed and self.text.startswith(part[: -len(eos)]))
 
     def answers(self) -> list[int]:
-        return [index for index, row in enumerate(self.rows) if row["role"] == "assistant"]
+        """Where the answers begin; those in a row are one where the template marks them as one."""
+        roles = [row["role"] for row in self.rows]
+        every = [i for i, role in enumerate(roles) if role == "assistant" and not self.forgotten(i)]
+        runs = [i for i in every if not i or roles[i - 1] != "assistant"]
+        return runs if self.marked == len(runs) else every
+
+    def forgotten(self, index: int) -> bool:
+        """Whether the message is a call of tools that the format leaves out, as its original does."""
+        early = "tool" in self.setup.template.forgets and index < last_question(self.rows)
+        return early and bool(self.rows[index].get("tool_calls"))
 
     def rendered(self, rows: list[dict[str, Any]], **changes: Any) -> str:
         """What the template writes for ``rows``; nothing where it does not take them."""

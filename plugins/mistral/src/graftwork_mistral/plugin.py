@@ -9,6 +9,7 @@ from graftwork_mistral.presets import MISTRAL, MIXTRAL, MIXTRAL_8X7B, PRESETS
 
 TEMPLATES = Path(__file__).parent / "templates"
 LAST_QUESTION = "the system message and the tools move into the last question"
+V2: Any = {"rewrites": f"{LAST_QUESTION}, calls of tools before it are left out", "forgets": ("tool",)}
 
 
 @hookimpl
@@ -56,6 +57,7 @@ def graftwork_chat_templates() -> list[ChatTemplate]:
     tools: Any = {**parts, "supports": ("system", "tools"), "rewrites": LAST_QUESTION}
     return [
         chat_template(TEMPLATES, "mistral-v1", "mistral-instruct-v0.2", **parts),
+        chat_template(TEMPLATES, "mistral-v2", "mistral-small-2402", "mistral-large-2402", **{**tools, **V2}),
         chat_template(TEMPLATES, "mistral-v3", "mistral", "mistral-instruct", **tools),
         chat_template(TEMPLATES, "mistral-nemo", "mistral-v3-tekken", **tools),
     ]

@@ -33,6 +33,7 @@ def graftwork_model_families() -> list[ModelFamily]:
 @hookimpl
 def graftwork_chat_templates() -> list[ChatTemplate]:
     return [
+        chat_template(TEMPLATES, "qwen2", "qwen2-instruct", stop=("<|im_end|>",)),
         chat_template(
             TEMPLATES, "qwen2.5", "qwen2.5-instruct", "qwen", stop=("<|im_end|>",), supports=("system", "tools")
         ),

@@ -57,6 +57,7 @@ _72B = {**_LARGE, **_shape(8192, 29568, 80, 64, 8)}
 
 
 # --- Qwen2, as torchtune has it: the chat models; their base models go to 131,072 positions
+# Their chat template: https://huggingface.co/Qwen/Qwen2-72B-Instruct/blob/main/tokenizer_config.json
 
 # https://huggingface.co/Qwen/Qwen2-0.5B-Instruct/blob/main/config.json
 QWEN2_0_5B = Preset(
@@ -66,7 +67,7 @@ QWEN2_0_5B = Preset(
     values={**_CHAT, **_0_5B},
     num_parameters=494_032_768,
     hub_ids=("Qwen/Qwen2-0.5B-Instruct", "Qwen/Qwen2-0.5B"),
-    chat_template="chatml",
+    chat_template="qwen2",
 )
 
 # https://huggingface.co/Qwen/Qwen2-1.5B-Instruct/blob/main/config.json
@@ -77,7 +78,7 @@ QWEN2_1_5B = Preset(
     values={**_CHAT, **_1_5B},
     num_parameters=1_543_714_304,
     hub_ids=("Qwen/Qwen2-1.5B-Instruct", "Qwen/Qwen2-1.5B"),
-    chat_template="chatml",
+    chat_template="qwen2",
 )
 
 # https://huggingface.co/Qwen/Qwen2-7B-Instruct/blob/main/config.json
@@ -88,7 +89,7 @@ QWEN2_7B = Preset(
     values={**_CHAT, **_7B},
     num_parameters=7_615_616_512,
     hub_ids=("Qwen/Qwen2-7B-Instruct", "Qwen/Qwen2-7B"),
-    chat_template="chatml",
+    chat_template="qwen2",
 )
 
 # https://huggingface.co/Qwen/Qwen2-72B-Instruct/blob/main/config.json
@@ -99,7 +100,7 @@ QWEN2_72B = Preset(
     values={**_CHAT, **_72B},
     num_parameters=72_706_203_648,
     hub_ids=("Qwen/Qwen2-72B-Instruct",),
-    chat_template="chatml",
+    chat_template="qwen2",
 )
 
 # https://huggingface.co/Qwen/Qwen2-72B/blob/main/config.json
@@ -110,7 +111,7 @@ QWEN2_72B_BASE = Preset(
     values={**_BASE, **_COARSE, **_72B},
     num_parameters=72_706_203_648,
     hub_ids=("Qwen/Qwen2-72B",),
-    chat_template="chatml",
+    chat_template="qwen2",
 )
 
 # --- Qwen2.5
