@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 import graftwork
-from graftwork.errors import ModelError, UnknownNameError
+from graftwork.errors import ModelError, UnknownNameError, UsageError
 from graftwork.registry import get_registry
 from graftwork.sources.cards import library
 from graftwork.sources.hubs import model_hub, tokenizer_hub
@@ -124,6 +125,77 @@ def test_new_models_and_models_from_a_folder(stand_in: Path) -> None:
     assert hub.load_model("llama3_2_1b", config=config).config.max_position_embeddings == 32
     with pytest.raises(ModelError, match="there is no such file or folder"):
         hub.load_custom_model(stand_in / "gone", config)
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_weights_without_a_configuration_beside_them(stand_in: Path, pickled: bool) -> None:
+    folder, ids = stand_in / "weights", torch.arange(20)[None]
+    theirs = LlamaConfig(**{**SIZES, "rms_norm_eps": 0.5, "hidden_act": "gelu"})
+    expected = AutoModelForCausalLM.from_pretrained(folder, config=theirs)
+    (folder / "config.json").unlink()
+    if pickled:
+        (folder / "model.safetensors").unlink()
+        torch.save(expected.state_dict(), folder / "pytorch_model.bin")
+    hub = model_hub("llama")
+    for config in (theirs, import_module("graftwork_llama").LLaMAConfig.from_transformers(theirs)):
+        model = hub.load_custom_model(folder, config, device=torch.device("cpu"))
+        assert torch.equal(model(ids).logits, expected(ids).logits)
+    with pytest.raises(ModelError, match=r"there is no config\.json"):
+        hub.load_model(folder)
+
+
+def test_a_file_that_is_not_what_its_folder_is_read_from(stand_in: Path) -> None:
+    other = stand_in / "weights" / "average.safetensors"
+    other.write_bytes((stand_in / "weights" / "model.safetensors").read_bytes())
+    with pytest.raises(ModelError, match=r"average.safetensors: its folder is read from model.safetensors; move"):
+        model_hub("llama").load_custom_model(other, LlamaConfig(**SIZES))
+
+
+def test_a_configuration_of_no_family_or_of_another(stand_in: Path) -> None:
+    hub = model_hub("llama")
+    for config, text in (
+        (SIZES, "config is a dict: give what get_arch_config returns"),
+        (MixtralConfig(**SIZES), "config is of model_type 'mixtral'; this is the hub of llama"),
+    ):
+        for call in (hub.create_new_model, partial(hub.load_custom_model, stand_in / "weights")):
+            with pytest.raises(UsageError, match=text):
+                call(config)
+
+
+def test_the_hub_of_mixtral(tmp_path: Path) -> None:
+    hub = model_hub("mixtral")
+    assert hub.get_archs() == {"mixtral_8x7b"}
+    assert hub.get_arch_config("mixtral_8x7b").num_local_experts == 8
+    assert {card.model_family for card in hub.iter_cards()} == {"mixtral"}
+    config = MixtralConfig(**{**SIZES, "num_local_experts": 3})
+    model = hub.create_new_model(config)
+    model.save_pretrained(tmp_path)
+    ids = torch.arange(20)[None]
+    assert torch.equal(hub.load_custom_model(tmp_path, config)(ids).logits, model(ids).logits)
+
+
+def test_a_card_whose_checkpoint_is_another_than_its_architecture(
+    stand_in: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def notices() -> list[str]:
+        caplog.clear()
+        with caplog.at_level("INFO", "graftwork.model"):
+            assert graftwork.load_model("llama3_2_1b").config.hidden_size == 32
+        return [record.getMessage() for record in caplog.records if "model_arch" in record.getMessage()]
+
+    (notice,) = notices()
+    assert "model_arch llama3_2_1b is not what its checkpoint says, which counts: " in notice
+    assert "hidden_size 32 instead of 2048" in notice
+    assert "token_id" not in notice
+    file = stand_in / "cards.yaml"
+    sizes = {**SIZES, "rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+    sizes |= {"head_dim": 8, "tie_word_embeddings": False}
+    override = f"model_config_override: {sizes}".replace("False", "false")
+    file.write_text(CARDS.replace("checkpoint: weights\ntokenizer:", f"checkpoint: weights\n{override}\ntokenizer:"))
+    assert notices() == [], "a stand-in that says what it changes"
+    file.write_text("name: llama3_2_1b\nmodel_arch: gemma_2b\ncheckpoint: weights\n")
+    with pytest.raises(ModelError, match="model_arch gemma_2b is a gemma model, and its checkpoint a llama: mend"):
+        graftwork.load_model("llama3_2_1b")
 
 
 def test_a_hub_has_the_cards_of_its_family(stand_in: Path) -> None:

@@ -173,6 +173,19 @@ def test_json_that_is_none(folder: Path) -> None:
     assert (only(folder).severity, "not readable as JSON" in only(folder).what) == ("note", True)
 
 
+@pytest.mark.parametrize("name", ["config.json", "more.yaml"])
+def test_a_configuration_too_large_to_read_is_not_passed_over(folder: Path, name: str) -> None:
+    with (folder / name).open("wb") as stream:
+        stream.truncate(33 * 2**20)
+    assert (only(folder).severity, "so it was not read" in only(folder).what) == ("lie", True)
+
+
+@pytest.mark.parametrize("depth", [200, 900, 970, 100_000])
+def test_json_of_any_depth(folder: Path, depth: int) -> None:
+    (folder / "config.json").write_text('{"a":' * depth + "1" + "}" * depth)
+    assert audit(folder).clean
+
+
 def test_classes_in_modules_json(folder: Path) -> None:
     modules = [{"type": "sentence_transformers.models.Pooling"}, {"type": "own.Module"}]
     (folder / "modules.json").write_text(json.dumps(modules))
@@ -286,6 +299,37 @@ def test_pickles_in_archives_and_arrays(folder: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "head", ["'descr': 'object', ", "'shape': (1,), " + " " * 600 + "'descr': '|O', ", '"descr": "O8", ', "?"]
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_array_of_objects_however_it_says_so(folder: Path, head: str, packed: bool) -> None:
+    header = f"{{'fortran_order': False, {head}}}\n".encode()
+    array = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    if packed:
+        with zipfile.ZipFile(folder / "a.npz", "w") as archive:
+            archive.writestr("a.npy", array)
+    else:
+        (folder / "a.npy").write_bytes(array)
+    assert [each.severity for each in found(folder)] == ["code"]
+
+
+def test_arrays_of_numbers_texts_and_records_are_plain(folder: Path) -> None:
+    fields: Any = [("x", "<f4", (2,)), ("y", [("when", "<M8[ns]"), ("name", "<U8")])]
+    kinds: list[Any] = [fields, "?", ">i8", "S3", "c16"]
+    for index, kind in enumerate(kinds):
+        np.save(folder / f"{index}.npy", np.zeros(2, dtype=kind))
+    np.savez(folder / "all.npz", a=np.zeros(2, dtype=np.dtype(fields)))
+    assert audit(folder).clean
+
+
+@pytest.mark.parametrize("length", [128, 384, 640])
+def test_a_safetensors_header_that_begins_like_a_pickle_is_none(folder: Path, length: int) -> None:
+    header = json.dumps({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).ljust(length).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"x")
+    assert found(folder) == []
+
+
 # Chat templates
 
 HOSTILE = [
@@ -344,6 +388,21 @@ def test_a_template_that_never_ends(folder: Path) -> None:
     assert (only(folder).severity, only(folder).what.startswith("it would hang")) == ("lie", True)
 
 
+@pytest.mark.parametrize(
+    ("source", "severities"),
+    [
+        ("{{ 1 / 0 }}{{ 2.0 ** 100000 }}", []),
+        ("{{ messages|attr }}", ["code"]),
+        ("{{ messages|attr(name='a') }}", ["code"]),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", ["lie"]),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", ["note"]),
+    ],
+)
+def test_a_template_that_fails_in_a_way_of_its_own(folder: Path, source: str, severities: list[str]) -> None:
+    (folder / "chat_template.jinja").write_text(source)
+    assert [each.severity for each in found(folder)] == severities
+
+
 def test_a_template_that_is_no_jinja_or_refuses_a_role(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{{ raise_exception('no') if messages|length > 1 }}{{ messages[0].x }}")
     assert found(folder) == []
@@ -351,7 +410,7 @@ def test_a_template_that_is_no_jinja_or_refuses_a_role(folder: Path) -> None:
     assert (only(folder).severity, "not valid Jinja: line 1" in only(folder).what) == ("note", True)
 
 
-def _gguf(template: str) -> bytes:
+def _gguf(*templates: str) -> bytes:
     def text(value: str) -> bytes:
         return struct.pack("<Q", len(value.encode())) + value.encode()
 
@@ -359,7 +418,7 @@ def _gguf(template: str) -> bytes:
         text("general.alignment") + struct.pack("<II", 4, 32),
         text("tokenizer.tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b"),
         text("tokenizer.scores") + struct.pack("<IIQ", 9, 6, 3) + bytes(12),
-        text("tokenizer.chat_template") + struct.pack("<I", 8) + text(template),
+        *(text("tokenizer.chat_template") + struct.pack("<I", 8) + text(template) for template in templates),
     ]
     return struct.pack("<4sIQQ", b"GGUF", 3, 0, len(keys)) + b"".join(keys)
 
@@ -371,6 +430,8 @@ def test_the_template_in_a_gguf_file(folder: Path) -> None:
     assert {(each.severity, each.file, each.key) for each in found(folder)} == {
         ("code", "model.gguf", "tokenizer.chat_template")
     }
+    (folder / "model.gguf").write_bytes(_gguf(HOSTILE[0], "{{ messages[0].content }}"))
+    assert {each.severity for each in found(folder)} == {"code"}, "whichever of the two a reader takes"
     (folder / "model.gguf").write_bytes(_gguf(HOSTILE[0])[:-9])
     assert (only(folder).severity, "header cannot be read" in only(folder).what) == ("lie", True)
 
@@ -389,6 +450,11 @@ def test_links_that_leave_the_folder(folder: Path, tmp_path: Path) -> None:
         ("lie", "gone", "nothing-here"),
         ("lie", "notes.txt", "../secret"),
     ]
+
+
+def test_a_link_to_itself(folder: Path) -> None:
+    (folder / "loop").symlink_to("loop")
+    assert (only(folder).severity, only(folder).what) == ("lie", "this link leads to itself")
 
 
 def test_the_hubs_cache_is_made_of_links(folder: Path, tmp_path: Path) -> None:
@@ -439,6 +505,12 @@ def test_headers_that_lie(folder: Path, header: str, key: str, what: str) -> Non
     findings = found(folder)
     assert {each.severity for each in findings} == {"lie"}
     assert any(each.key == key and what in each.what for each in findings)
+
+
+def test_a_shape_larger_than_any_float(folder: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [10**200, 10**200], "data_offsets": [0, 0]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert "its shape and dtype need 40,000," in only(folder).what
 
 
 def test_a_header_longer_than_its_file(folder: Path) -> None:

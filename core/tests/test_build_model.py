@@ -264,6 +264,13 @@ def test_an_unknown_configuration_key_is_an_error(toy_model: Any, install_plugin
     assert "did you mean num_hidden_layers?" in str(caught.value)
 
 
+def test_code_is_not_named_within_a_block_either(toy_model: Any) -> None:
+    kernels = {"text_config": {"_attn_implementation": "org/kernels"}}
+    for block in ({"rope_parameters": kernels}, {"rope_parameters": {"auto_map": {"AutoModel": "x.py"}}}):
+        with pytest.raises(UsageError, match="rope_parameters holds a key that can name code; remove it"):
+            build_model(ModelParams(model_name=str(toy_model("llama")), model_kwargs=block))
+
+
 def test_a_length_beyond_the_model(toy_model: Any, install_plugin: Any, caplog: pytest.LogCaptureFixture) -> None:
     install_plugin(PLUGIN)
     gpt2 = str(toy_model("gpt2"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from graftwork.errors import GraftworkError, ModelError, UnknownNameError, UsageError
 from graftwork.sources.cards import CardError, library, search_order
 from graftwork.sources.resolve import locate, resolve
+from graftwork.sources.web import fetch
 
 PLUGIN = """
 from pathlib import Path
@@ -178,6 +180,16 @@ def test_environments_are_laid_over(place: Any, monkeypatch: pytest.MonkeyPatch)
     place("user", "b.yaml", "name: mine@user\ncheckpoint: /user\n")
     assert library()["mine"].checkpoint == "/user"
     assert library().names == ["mine"]
+    monkeypatch.delenv("GRAFTWORK_CARD_ENV")
+    named = resolve("mine@lab")
+    assert (named.name, library()[named.name].facts()) == (
+        "mine@lab",
+        {"name": "mine@lab", "checkpoint": "/lab", "model_config_override": {"a": 1}},
+    )
+    place("user", "b.yaml", "name: alone@lab\ncheckpoint: /lab\n")
+    for name in ("mine@work", "alone@lab"):
+        with pytest.raises(UnknownNameError, match=f"there is no card '{name}'"):
+            resolve(f"card:{name}")
 
 
 # Mistakes
@@ -196,6 +208,10 @@ MISTAKES = {
     "name: a\nmodel_config_override: {auto_map: x}": "auto_map could name code, which a card never does",
     "name: a\ntokenizer_config: {use_etc: true}": "'use_etc' is no option of a tokenizer; did you mean use_eot?",
     "name: a\ntokenizer_config_override: {use_eot: 1}": "use_eot is 1, and must be true or false",
+    "name: a\nmodel_config_override: {text_config: {auto_map: x}}": "auto_map could name code, which a card never does",
+    "name: a\ncheckpoint: ''": "a.yaml:2): checkpoint: '' is no place",
+    'name: a\ntokenizer: "/a\\0b"': "a.yaml:2): tokenizer: '/a\\x00b' is no place",
+    "name: a\ncheckpoint: ~nobody-of-this-name/a": "checkpoint: ~nobody-of-this-name/a: there is no such home",
     "name: a\nbase: b": "a.yaml:2): base: there is no card 'b' to build on",
     "name: a\nbase: a": "its bases lead back to itself (a > a). To change a card, write one named a@user",
     "name: a\ncheckpoint: /a\ncheckpoint: /b": "checkpoint: written twice, at lines 2 and 3; keep one",
@@ -222,6 +238,9 @@ def test_a_mistake_is_an_error_of_its_card_only(place: Any, graft: Any, text: st
     assert any(MISTAKES[text] in mistake for mistake in listed["mistakes"])
 
 
+BOMB = "".join(f"{name}: &{name} [*{below}, *{below}]\n" for below, name in pairwise("bcdefghijklmnopqrstuvwz"))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -230,6 +249,10 @@ def test_a_mistake_is_an_error_of_its_card_only(place: Any, graft: Any, text: st
         ("checkpoint: /a", "one of them is its name"),
         ("name: good\n---\nname: {a: b", "this card and those below it are not read"),
         ("name: 7", "one of them is its name (a text)"),
+        ('name: "a\\e[31m"', "one of them is its name (a text)"),
+        ('name: "a\\n"', "one of them is its name (a text)"),
+        ("name: bomb\na: &a [x, x]\nb: &b [*a, *a]\n" + BOMB, "more than 100,000 values; do its anchors repeat"),
+        ("name: deep\na: " + "[" * 5000 + "]" * 5000, "too many blocks within blocks"),
         ("name: !!python/name:os.system x", "one of them is its name"),
         ("name: x@lab", "it changes the card 'x', and there is none"),
     ],
@@ -369,9 +392,28 @@ def test_a_tokenizer_at_an_address_is_fetched_once(place: Any, tmp_path: Path, m
         assert asked.count("/tokenizer.model") == 1
         with pytest.raises(GraftworkError, match="/x: the server answered 404"):
             locate(resolve(cards.tokenizer_of(cards["lost"]).place))
+        (tmp_path / "taken").write_text("a file where the cache would be")
+        with pytest.raises(GraftworkError, match="cannot be kept in"):
+            fetch(f"{address}/tokenizer.model", tmp_path / "taken")
+        with pytest.raises(GraftworkError, match=r"cannot be fetched .* check address, network and disk"):
+            fetch(f"{address}/\u00fc", tmp_path)
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
     kept = [file.name for file in (tmp_path / "cache").rglob("*") if file.is_file()]
     assert kept == ["tokenizer.model"]
+
+
+@pytest.mark.parametrize("path", ["", "/", "/..", "/a/%2e%2e", "/%00", "/a%0a"])
+def test_an_address_that_is_no_file_is_never_asked_for(tmp_path: Path, path: str) -> None:
+    with pytest.raises(ModelError, match="this is no file's address"):
+        fetch(f"http://127.0.0.1:1{path}", tmp_path)
+    with pytest.raises(ModelError, match="this is no address"):
+        fetch("http://[::1/tokenizer.model", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nobodys_home(place: Any) -> None:
+    with pytest.raises(ModelError, match="~nobody-of-this-name/a: there is no such home folder"):
+        resolve("~nobody-of-this-name/a")

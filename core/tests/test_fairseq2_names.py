@@ -33,7 +33,7 @@ Toy = config_class("ToyConfig", "llama", DEFAULTS, rms_norm_eps=1e-5)
 
 
 def test_the_class_has_the_fields_and_defaults() -> None:
-    assert vars(Toy()) == DEFAULTS
+    assert vars(Toy()) == {**DEFAULTS, "stated": {}}
     assert repr(Toy(model_dim=8)).startswith("ToyConfig(model_dim=8, max_seq_len=128,")
     first = Toy()
     first.rope_scale.factor = 32.0

@@ -123,6 +123,8 @@ def test_assigning_is_checked_like_building():
 
 def test_a_home_folder_is_written_out():
     assert not DatasetParams(dataset_name="text", dataset_path="~/rows").dataset_path.startswith("~")
+    with pytest.raises(ConfigError, match="there is no such home folder; write the whole path"):
+        DatasetParams(dataset_name="text", dataset_path="~nobody-of-this-name/rows")
 
 
 def test_defaults_are_those_of_oumi():

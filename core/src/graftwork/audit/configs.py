@@ -91,11 +91,15 @@ _FETCHED_DECODING: Mapping[str, Callable[[Any], bool]] = {
 
 def check_json(file: Path, name: str) -> Iterator[Finding]:
     """The keys of a JSON file, at whatever depth, and the chat templates in it."""
-    if file.name in _VOCABULARIES or file.stat().st_size > _MOST_BYTES:
+    if file.name in _VOCABULARIES:
+        return
+    if file.stat().st_size > _MOST_BYTES:
+        yield _too_large(name)
         return
     twice: list[str] = []
     try:
         document = json.loads(file.read_bytes(), object_pairs_hook=lambda pairs: _object(pairs, twice))
+        places = list(_walk(document, ""))
     except (ValueError, RecursionError) as error:
         what = f"not readable as JSON ({str(error)[:100]})"
         yield Finding(severity="note", file=name, what=what, remedy="fetch it again")
@@ -103,7 +107,7 @@ def check_json(file: Path, name: str) -> Iterator[Finding]:
     for key in twice:
         what = "this key stands twice in one object: two readers may see different values"
         yield Finding(severity="lie", file=name, key=key, what=what, remedy="keep one of them")
-    for place, value in _walk(document, ""):
+    for place, value in places:
         yield from _check_value(name, place, value)
     if file.name == "modules.json" and isinstance(document, list):
         yield from _check_modules(document, name)
@@ -115,11 +119,17 @@ def check_json(file: Path, name: str) -> Iterator[Finding]:
 def check_yaml(file: Path, name: str) -> Iterator[Finding]:
     """Tags with which ``yaml.load`` makes Python objects, by calling them."""
     if file.stat().st_size > _MOST_BYTES:
+        yield _too_large(name)
         return
     text = file.read_text(encoding="utf-8", errors="replace")
     for tag in sorted(set(re.findall(r"(?:!!|tag:yaml\.org,2002:)python/[\w/.:]+", text))):
         what = "a tag with which a YAML reader that is not a safe one calls Python"
         yield Finding(severity="code", file=name, key=tag, what=what, remedy="remove it")
+
+
+def _too_large(name: str) -> Finding:
+    what = f"larger than a configuration is ({_MOST_BYTES >> 20} MB), so it was not read"
+    return Finding(severity="lie", file=name, what=what, remedy="remove it, or look through it yourself")
 
 
 def _check_value(name: str, place: str, value: Any) -> Iterator[Finding]:

@@ -24,12 +24,12 @@ _MOST_TEXT = 64 * 2**20
 def check_gguf(file: Path, name: str) -> Iterator[Finding]:
     try:
         with file.open("rb") as stream:
-            found = dict(_templates(stream))
+            found = list(_templates(stream))  # a key may stand twice, and readers differ in which they take
     except (ValueError, OverflowError, OSError, struct.error) as error:
         what = f"this GGUF file's header cannot be read ({error})"
         yield Finding(severity="lie", file=name, what=what, remedy="fetch it again; if it stays so, do not use it")
         return
-    for key, source in found.items():
+    for key, source in found:
         yield from check_template(source, name, key)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import mmap
 import re
@@ -23,9 +24,13 @@ _SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dil
 _ALWAYS = (".pkl", ".pickle", ".joblib", ".dill")
 _ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06")
 _NUMPY = b"\x93NUMPY"
-_PROTOCOL = re.compile(rb"^\x80[\x00-\x05]")
+# No instruction has the number 0, which is where the length of a safetensors header goes on that begins like this
+_PROTOCOL = re.compile(rb"^\x80[\x00-\x05][^\x00]")
 _TAR = slice(257, 262)
 _MOST_BYTES = 128 * 2**20
+_NUMPY_HEADER_BYTES = 2**16
+# numpy's kinds that are plain bytes: numbers, texts, times; not O, which has many spellings
+_PLAIN_KIND = re.compile(r"[<>=|]?[?bBiufcSaUVmM]\d*(\[\w+\])?")
 
 # Containers and numbers whose making runs nothing of the file's
 _DATA = frozenset(
@@ -69,9 +74,11 @@ def looks_pickled(name: str, head: bytes) -> bool:
 def check_pickle(file: Path, name: str) -> Iterator[Finding]:
     """What a pickle, or each pickle in an archive, would import."""
     with file.open("rb") as stream:
-        head = stream.read(512)
+        head = stream.read(_NUMPY_HEADER_BYTES)
     if head.startswith(_NUMPY):
-        yield from _check_numpy(head, name)
+        if _holds_objects(head):
+            what = "a NumPy array of Python objects, which are a pickle"
+            yield Finding(severity="code", file=name, key="descr", value="O", what=what, remedy=_REMOVE)
         return
     if head[_TAR] == b"ustar":
         yield Finding(severity="code", file=name, what="a tar archive, in which pickles can lie", remedy=_REMOVE)
@@ -155,7 +162,9 @@ def _list_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, listing: Lis
     with archive.open(member) as stream:
         head = stream.read(16)
         if head.startswith(_NUMPY):
-            return b"'O'" not in head + stream.read(256)
+            if _holds_objects(head + stream.read(_NUMPY_HEADER_BYTES)):
+                listing.other.append(f"Python objects in the NumPy array {member.filename}")
+            return True
         if not member.filename.endswith((".pkl", ".pickle")) and not _PROTOCOL.match(head):
             return True
         content = head + stream.read(_MOST_BYTES)
@@ -180,7 +189,23 @@ def _follow(stream: IO[bytes], listing: Listing) -> bool:
     return True
 
 
-def _check_numpy(head: bytes, name: str) -> Iterator[Finding]:
-    if re.search(rb"'descr':\s*'\|?O'|\('[^']*',\s*'\|?O'", head):
-        what = "a NumPy array of Python objects, which are a pickle"
-        yield Finding(severity="code", file=name, key="descr", value="O", what=what, remedy=_REMOVE)
+def _holds_objects(content: bytes) -> bool:
+    """Whether a NumPy array is of Python objects; of one whose header cannot be read nothing is known, so it may be."""
+    start = 10 if content[6:7] == b"\x01" else 12
+    length = int.from_bytes(content[8:start], "little")
+    try:
+        header = ast.literal_eval(content[start : start + length].decode("latin-1").strip())
+        return not all(_PLAIN_KIND.fullmatch(kind) for kind in _kinds(header["descr"]))
+    except (ValueError, SyntaxError, TypeError, LookupError, MemoryError, RecursionError):
+        return True
+
+
+def _kinds(described: Any) -> Iterator[str]:
+    """The kinds in a dtype as a header has it: one, fields as (name, kind, ...), or (kind, shape)."""
+    if isinstance(described, list):
+        for entry in described:
+            yield from _kinds(entry[1])
+    elif isinstance(described, tuple):
+        yield from _kinds(described[0])
+    else:
+        yield described

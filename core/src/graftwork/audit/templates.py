@@ -38,8 +38,8 @@ def check_template(source: str, file: str, key: str) -> Iterator[Finding]:
     try:
         compiled(source)
         found = list(_said(source))
-    except UsageError as error:
-        yield _finding("note", file, key, "", str(error), "mend it, or name another template")
+    except (UsageError, RecursionError) as error:
+        yield _finding("note", file, key, "", f"no template: {error}", "mend it, or name another template")
         return
     if not found:
         found = list(_done(source))
@@ -68,7 +68,7 @@ def _reach(node: nodes.Node) -> str | None:
         return node.attr
     if isinstance(node, nodes.Const) and isinstance(node.value, str) and _leads_out(node.value):
         return node.value[:80]
-    if isinstance(node, nodes.Filter) and node.name == "attr" and not isinstance(node.args[0], nodes.Const):
+    if isinstance(node, nodes.Filter) and node.name == "attr" and not isinstance([*node.args, None][0], nodes.Const):
         return "attr(...) of a name that is put together"
     if isinstance(node, nodes.Include | nodes.Import | nodes.FromImport | nodes.Extends):
         return f"{type(node).__name__.lower()} of another file"
@@ -88,10 +88,10 @@ def _done(source: str) -> Iterator[tuple[str, str, str, str]]:
             except jinja2.exceptions.SecurityError as error:
                 yield "code", str(error)[:120], f"rendered, it reaches beyond the conversation: {_BREAK_OUT}", _REMEDY
                 return
-            except TemplateLimitError as error:
+            except (TemplateLimitError, RecursionError, MemoryError) as error:
                 yield "lie", "", f"it would hang or fill a server's memory: {error}", _REMEDY
                 return
-            except (jinja2.TemplateError, UsageError, TypeError, ValueError, LookupError, AttributeError):
+            except Exception:  # noqa: S112 - whatever the author's own words raise
                 continue
 
 

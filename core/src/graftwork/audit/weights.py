@@ -34,17 +34,18 @@ def check_index(file: Path, name: str) -> Iterator[Finding]:
     """The shards that an index names: in the folder, there, and with the tensors that they are to have."""
     try:
         shards = json.loads(file.read_bytes())["weight_map"]
-        items = [(str(tensor), str(shard)) for tensor, shard in shards.items()]
+        tensors: dict[str, list[str]] = {}
+        for tensor, shard in shards.items():
+            tensors.setdefault(str(shard), []).append(tensor)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         yield Finding(severity="lie", file=name, what="this is no index of shards", remedy=_FETCH)
         return
-    outside = sorted({shard for _, shard in items if "/" in shard or "\\" in shard or shard in ("", ".", "..")})
-    for shard in outside:
-        what = "this shard lies outside the folder, so that another file would be loaded"
-        yield Finding(severity="lie", file=name, key="weight_map", value=shard, what=what, remedy=_FETCH)
-    for shard in sorted({shard for _, shard in items} - set(outside)):
-        wanted = [tensor for tensor, place in items if place == shard]
-        yield from _check_shard(file.parent / shard, wanted, name)
+    for shard, wanted in sorted(tensors.items()):
+        if "/" in shard or "\\" in shard or shard in ("", ".", ".."):
+            what = "this shard lies outside the folder, so that another file would be loaded"
+            yield Finding(severity="lie", file=name, key="weight_map", value=shard, what=what, remedy=_FETCH)
+        else:
+            yield from _check_shard(file.parent / shard, wanted, name)
 
 
 def _check_shard(shard: Path, wanted: list[str], name: str) -> Iterator[Finding]:
@@ -107,9 +108,9 @@ def _span(entry: dict[str, Any], room: int) -> tuple[int, int]:
         raise ValueError(f"its dtype {str(entry['dtype'])[:20]!r} is not known")
     if begin > end or end > room:
         raise ValueError(f"it would lie at bytes {begin:,} to {end:,} of {room:,}")
-    wanted = math.prod(shape) * _BITS[entry["dtype"]] / 8
-    if end - begin != wanted:
-        raise ValueError(f"it has {end - begin:,} bytes, and its shape and dtype need {wanted:,.0f}")
+    wanted = math.prod(shape) * _BITS[entry["dtype"]]
+    if (end - begin) * 8 != wanted:
+        raise ValueError(f"it has {end - begin:,} bytes, and its shape and dtype need {wanted // 8:,}")
     return begin, end
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork.builders.fairseq2_names import FIELDS
+from graftwork.errors import ModelError
+from graftwork.registry import get_registry
 from graftwork.sources.cards import library
 from graftwork.sources.resolve import checkpoint_of, resolve
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from graftwork.config import ModelParams
+    from graftwork.sources.cards import Card
+
+logger = logging.getLogger("graftwork.model")
 
 
 def model_of_card(params: ModelParams) -> ModelParams:
@@ -20,7 +28,7 @@ def model_of_card(params: ModelParams) -> ModelParams:
     card = resolve(params.model_name, revision=params.model_revision).card
     if card is None:
         return params
-    overrides = {FIELDS.get(key, key): value for key, value in card.model_config_override.items()}
+    overrides = _overrides(card)
     found: dict[str, Any] = {
         "model_kwargs": {**overrides, **params.model_kwargs},
         "family": params.family or card.model_family,
@@ -30,6 +38,32 @@ def model_of_card(params: ModelParams) -> ModelParams:
     checkpoint = checkpoint_of(card, revision=params.model_revision)
     name = f"hf://{checkpoint.name}" if checkpoint.kind == "hub" else checkpoint.name
     return params.model_copy(update={**found, "model_name": name, "model_revision": checkpoint.revision})
+
+
+def compare_with_arch(params: ModelParams, config: PretrainedConfig) -> None:
+    """Says where a checkpoint is not what its card's ``model_arch`` is; the checkpoint's own configuration counts, as
+    its weights fit that one. ``params`` are those that name the card, ``config`` is the checkpoint's.
+
+    Raises :class:`ModelError` where it is another kind of model.
+    """
+    card = resolve(params.model_name, revision=params.model_revision).card
+    if card is None or card.model_arch is None or not params.load_pretrained_weights:
+        return
+    arch = get_registry().presets[card.model_arch].config()
+    text = f"card {card.name!r} ({card.place}): model_arch {card.model_arch}"
+    if arch.model_type != config.model_type:
+        raise ModelError(
+            f"{text} is a {arch.model_type} model, and its checkpoint a {config.model_type}: mend the card"
+        )
+    changed = {*_overrides(card), *params.model_kwargs}
+    differing = [
+        f"{key} {getattr(config, key, None)!r} instead of {getattr(arch, key)!r}"
+        for key in get_registry().presets[card.model_arch].values
+        # an instruct model ends its turns in other tokens than its base, and is of the same architecture
+        if key not in changed and not key.endswith("_token_id") and getattr(config, key, None) != getattr(arch, key)
+    ]
+    if differing:
+        logger.info("%s is not what its checkpoint says, which counts: %s", text, "; ".join(differing))
 
 
 def tokenizer_of_card(params: ModelParams) -> ModelParams:
@@ -53,6 +87,11 @@ def tokenizer_of_card(params: ModelParams) -> ModelParams:
         "family": params.family or tokenizer.family,
     }
     return params.model_copy(update=found)
+
+
+def _overrides(card: Card) -> dict[str, Any]:
+    """What a card says about the configuration, by transformers' names."""
+    return {FIELDS.get(key, key): value for key, value in card.model_config_override.items()}
 
 
 def is_file(name: str) -> bool:

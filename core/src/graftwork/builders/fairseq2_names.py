@@ -70,16 +70,13 @@ class FamilyConfig:
                 "in transformers has none: set it to 0"
             )
         found = {theirs: values[name] for name, theirs in FIELDS.items() if name in values}
-        return AutoConfig.for_model(
-            self.model_type,
-            **{**found, **self.fixed},
-            intermediate_size=ffn_width(values),
-            rope_parameters=_rope(values),
-        )
+        widths = {"intermediate_size": ffn_width(values), "rope_parameters": _rope(values)}
+        return AutoConfig.for_model(self.model_type, **{**self.fixed, **values["stated"], **found, **widths})
 
     @classmethod
     def from_transformers(cls, config: PretrainedConfig) -> Any:
-        """This class's view of a transformers configuration; its feed-forward width is stated as it is.
+        """This class's view of a transformers configuration; its feed-forward width is stated as it is, and what
+        has no field here is kept in ``stated``.
 
         Raises :class:`ModelError` for another architecture, or for frequencies stretched in another way.
         """
@@ -87,9 +84,10 @@ class FamilyConfig:
             raise ModelError(f"{cls.__name__} is of model_type {cls.model_type!r}, and this is {config.model_type!r}")
         rope = config.rope_parameters
         made: Any = cls()
-        for name, theirs in FIELDS.items():
-            if hasattr(made, name):
-                setattr(made, name, getattr(config, theirs))
+        own = {name: theirs for name, theirs in FIELDS.items() if hasattr(made, name)}
+        for name, theirs in own.items():
+            setattr(made, name, getattr(config, theirs))
+        made.stated = _unnamed(config, {*own.values(), "intermediate_size", "rope_parameters", "model_type"})
         made.ffn_inner_dim, made.ffn_inner_dim_scale = config.intermediate_size, 1.0
         made.ffn_inner_dim_multiplier, made.ffn_inner_dim_multiple_of = 1.0, 1
         made.rope_theta, made.use_scaled_rope = rope["rope_theta"], rope["rope_type"] == "llama3"
@@ -105,7 +103,8 @@ class FamilyConfig:
 
 
 def config_class(name: str, model_type: str, defaults: Mapping[str, Any], **fixed: Any) -> type[Any]:
-    """A dataclass of fairseq2's fields with these ``defaults``; ``fixed`` is what transformers states besides.
+    """A dataclass of fairseq2's fields with these ``defaults``; ``fixed`` is what transformers states besides, which
+    ``stated`` of one configuration goes over.
 
     Where there is ``use_scaled_rope`` there is a ``rope_scale`` too, by default Llama 3.1's.
     """
@@ -114,7 +113,8 @@ def config_class(name: str, model_type: str, defaults: Mapping[str, Any], **fixe
     known = {*FIELDS, *WITHOUT_EFFECT, *RULED}
     if unknown := defaults.keys() - known:
         raise ValueError(f"{name}: no rule says what {', '.join(sorted(unknown))} is in transformers")
-    fields = [(key, Any, field(default_factory=partial(deepcopy, value))) for key, value in defaults.items()]
+    named = {**defaults, "stated": {}}
+    fields = [(key, Any, field(default_factory=partial(deepcopy, value))) for key, value in named.items()]
     doc = f"A {model_type} model by fairseq2's names; ``to_transformers()`` and ``from_transformers(config)``."
     names = {"__doc__": doc, "model_type": model_type, "fixed": fixed}
     return make_dataclass(name, fields, bases=(FamilyConfig,), namespace=names, kw_only=True)
@@ -125,6 +125,13 @@ def ffn_width(values: Mapping[str, Any]) -> int:
     width = int(values["ffn_inner_dim"] * values.get("ffn_inner_dim_multiplier", 1.0))
     multiple = values.get("ffn_inner_dim_multiple_of", 1)
     return int(multiple * ceil(int(width * values.get("ffn_inner_dim_scale", 1.0)) / multiple))
+
+
+def _unnamed(config: PretrainedConfig, named: set[str]) -> dict[str, Any]:
+    """What a configuration says that is no default of transformers and no field here, by transformers' names."""
+    followed = getattr(config, "head_dim", None) == config.hidden_size // config.num_attention_heads
+    left_out = {*named, "transformers_version", *(("head_dim",) if followed else ())}
+    return {key: value for key, value in config.to_diff_dict().items() if key not in left_out}
 
 
 def _rope(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from graftwork.builders.attention import check_attention
-from graftwork.builders.cards import model_of_card
+from graftwork.builders.cards import compare_with_arch, model_of_card
 from graftwork.builders.dtype import DeviceMap, checkpoint_dtype, choose_device_map, choose_dtype, device_of
 from graftwork.builders.family import choose_family
 from graftwork.builders.freeze import freeze_layers
@@ -77,10 +77,12 @@ def build_model(params: ModelParams, peft_params: PeftParams | None = None, **mo
 
     Raises :class:`UsageError` for values that are wrong, :class:`ModelError` for models that are.
     """
-    params = model_of_card(_with_kwargs(params, model_kwargs))
+    named = _with_kwargs(params, model_kwargs)
+    params = model_of_card(named)
     peft = _one_peft(params.peft_params, peft_params)
     source, adapter = _source(params)
     request, family, quantizer = _request(params, peft, source)
+    compare_with_arch(named, request.config)
     model = _build(request, family)
     _remember_source(model, source)
     if quantizer is not None and quantizer.quantize is not None and peft is not None:

@@ -35,6 +35,7 @@ _NAMES_CODE = frozenset(
         "_experts_implementation_internal",
     }
 )
+_CODE_KEYS = ", ".join(sorted(_NAMES_CODE))
 # Spellings that every rotary configuration turns into its rope_parameters
 _ROTARY = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 
@@ -106,11 +107,13 @@ def _known(model_type: str, changes: Mapping[str, Any], *, known: Mapping[str, A
     if model_type not in CONFIG_MAPPING and not known:
         return changes
     names = {*known, *(config_keys(CONFIG_MAPPING[model_type]) if model_type in CONFIG_MAPPING else ())}
-    for key in changes:
+    for key, value in changes.items():
         if key not in names or key in _NAMES_CODE:
             raise UsageError(
                 f"model.model_kwargs: {key!r} is no key of a {model_type} configuration: {did_you_mean(key, names)}"
             )
+        if isinstance(value, dict) and without_code(value) != value:
+            raise UsageError(f"model.model_kwargs: {key} holds a key that can name code; remove it ({_CODE_KEYS})")
     return changes
 
 

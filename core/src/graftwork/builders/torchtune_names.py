@@ -185,7 +185,19 @@ def lora_model(config: PretrainedConfig, peft: PeftParams) -> PeftModel:
     model: Any = fresh_model(config)
     if quantizer is not None and quantizer.quantize is not None:
         model = quantizer.quantize(model, quantizer_options(quantizer, peft))
-    return attach_adapter(model, peft).train()
+    adapted = attach_adapter(model, peft).train()
+    adapted.register_load_state_dict_pre_hook(_base_names)
+    return adapted
+
+
+def _base_names(model: Any, state_dict: dict[str, Any], *_: Any) -> None:
+    """The base's weights under the names that they have without the LoRA, as torchtune's recipes load them with
+    ``strict=False``; otherwise that would find none of them, and say nothing.
+    """
+    for name in model.state_dict():
+        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        if plain in state_dict:
+            state_dict[name] = state_dict.pop(plain)
 
 
 def lora_params(

@@ -99,7 +99,10 @@ def _choose(value: str, choices: tuple[Any, ...]) -> Any:
 
 
 def _expand_home(value: str) -> str:
-    return str(Path(value).expanduser()) if value.startswith("~") else value
+    try:
+        return str(Path(value).expanduser()) if value.startswith("~") else value
+    except RuntimeError as error:
+        raise PydanticCustomError("no_home", "there is no such home folder; write the whole path") from error
 
 
 FilePath = Annotated[str, AfterValidator(_expand_home)]

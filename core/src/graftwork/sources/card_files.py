@@ -8,7 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork.errors import did_you_mean
+from graftwork.errors import ModelError, did_you_mean
+from graftwork.sources import local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,7 +35,7 @@ _KINDS = {str: "a text", dict: "a block of settings", bool: "true or false"}
 # What would let a file on the disk decide that code is run, or that a pickle is safe.
 _TRUST = {"trust_remote_code", "trust", "allow_pickle", "unsafe", "auto_map", "weights_only", "code_revision"}
 _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
-_NAME = re.compile(r"^[A-Za-z0-9][\w.+-]*(@[A-Za-z0-9][\w.+-]*)?$")
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*(@[A-Za-z0-9][\w.+-]*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,8 @@ def _parsed(file: Path, _changed: int, _size: int) -> tuple[tuple[Document, ...]
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        text = getattr(error, "problem", None) or str(error) or "too many blocks within blocks"
+        deep = isinstance(error, RecursionError)
+        text = "too many blocks within blocks" if deep else getattr(error, "problem", None) or str(error)
         unread = "this card and those below it are not read" if found else "its cards are not read"
         found.append(Mistake(f"cards: {file}{line}: not valid YAML: {text}; {unread}"))
     documents = tuple(one for one in found if isinstance(one, Document))
@@ -116,10 +118,11 @@ def _document(node: Any, file: Path) -> Document | Mistake:
     reader = Reader(str(file), None)
     values: dict[str, Any] | None = reader.value(node, ())
     first = node.start_mark.line + 1
-    if not isinstance(values, dict) or not isinstance(values.get("name"), str):
+    name = values.get("name") if isinstance(values, dict) else None
+    if values is None or not isinstance(name, str) or not name.isprintable():
         return Mistake(f"cards: {file}:{first}: a card is a block of fields, and one of them is its name (a text)")
     lines = {_LEGACY.get(key, key): line for key, line in _lines(reader, values)}
-    bare = Document(values["name"], file, lines)
+    bare = Document(name, file, lines)
     fields = {_LEGACY.get(key, key): value for key, value in values.items() if key != "name" and value is not None}
     mistakes = [*_of_reader(bare, reader), *_of_fields(bare, values)]
     return Document(bare.name, file, lines, {} if mistakes else _absolute(fields, file), tuple(mistakes))
@@ -140,7 +143,7 @@ def _of_reader(document: Document, reader: Reader) -> Iterator[Mistake]:
 
 
 def _of_fields(document: Document, values: Mapping[str, Any]) -> Iterator[Mistake]:
-    if not _NAME.match(document.name):
+    if not _NAME.fullmatch(document.name):
         yield document.mistake("name", f"{document.name!r} is no name: letters, digits and . _ + - (and name@env)")
     for key, value in values.items():
         if key != "name":
@@ -168,9 +171,28 @@ def _of_field(document: Document, key: str, value: Any, values: Mapping[str, Any
         yield document.mistake(name, f"it is {value!r}, and must be {_KINDS[FIELDS[name]]}")
     elif name == "restrict" and value is False:
         yield document.mistake(name, "pickles are always read by the restricted reader; remove it")
-    elif name == "model_config_override" and isinstance(value, dict):
-        for inner in sorted(_TRUST & value.keys()):
+    elif name in _PLACES and isinstance(value, str):
+        yield from _of_place(document, name, value)
+    elif name == "model_config_override":
+        for inner in sorted(_TRUST & set(_keys(value))):
             yield document.mistake(name, f"{inner} could name code, which a card never does; remove it")
+
+
+def _of_place(document: Document, name: str, value: str) -> Iterator[Mistake]:
+    if not value.strip() or not value.isprintable():
+        yield document.mistake(name, f"{value!r} is no place: give a folder, a file or hf://org/name")
+        return
+    try:
+        local.expanded(value)
+    except ModelError as error:
+        yield document.mistake(name, str(error))
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """The keys of a block and of the blocks in it."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield key
+        yield from _keys(inner)
 
 
 def _absolute(fields: dict[str, Any], file: Path) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class _Source:
 
 
 class Library:
-    """All cards there are now, by name in any case."""
+    """All cards there are now, by name in any case; ``name@env`` is one with that environment, whichever are active."""
 
     def __init__(self, places: Sequence[tuple[str, Path]], environments: Sequence[str]) -> None:
         self._sources = [_read(label, path) for label, path in places]
@@ -159,18 +159,19 @@ class Library:
                     yield str(documents[0].mistake("name", f"it changes the card {over!r}, and there is none"))
 
     def _card(self, name: str, chain: tuple[str, ...]) -> Card:
-        if name not in self:
+        if name not in self or name.partition("@")[0] not in self:
             unread = "".join(f"\n  {mistake}" for mistake in self.unread)
             raise UnknownNameError(f"there is no card {name!r}: {did_you_mean(name, self.names)}{unread}")
-        top, *shadowed = self._all(name)
-        layers = [top, *self._overlays(name)]
+        over, _, environment = name.partition("@")
+        top, *shadowed = self._all(over)
+        layers = [top, *(self._all(name)[:1] if environment else self._overlays(name))]
         _check(layers)
         own = _merged(layers)
         base = self._base(own.get("base"), top, (*chain, name.casefold()))
         values = _over(base.facts() if base else {}, own)
         return _checked(
             top,
-            {key: value for key, value in values.items() if key != "name"},
+            {**values, "name": f"{top.name}@{environment}" if environment else top.name},
             layers=(*(base.layers if base else ()), *(layer.place for layer in layers)),
             shadows=tuple(document.place for document in shadowed),
         )
@@ -291,6 +292,5 @@ def _checked(document: Document, values: dict[str, Any], **more: Any) -> Card:
             text = f"{arch!r} is of the family {family.name}, and model_family says {given!r}"
             raise CardError(document.mistake("model_arch", text).text)
         values["model_arch"] = preset.name
-    name = document.name.partition("@")[0]
     line = document.lines.get("name", 1)
-    return Card(name=name, file=document.file, line=line, source=document.source, **values, **more)
+    return Card(file=document.file, line=line, source=document.source, **values, **more)

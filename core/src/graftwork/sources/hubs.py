@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork.errors import ModelError, UnknownNameError, UsageError, did_you_mean
 from graftwork.registry import get_registry
+from graftwork.sources import local
 from graftwork.sources.cards import Card, folder_of, library
 from graftwork.sources.resolve import resolve
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["ModelHub", "TokenizerHub", "load_model", "model_hub", "tokenizer_hub"]
 
 
-def load_model(name: str | Card, *, device: Any = None, dtype: Any = None) -> PreTrainedModel:
+def load_model(name: str | Path | Card, *, device: Any = None, dtype: Any = None) -> PreTrainedModel:
     """The model of a card, a folder or a Hub id with its weights, in evaluation mode.
 
     ``device`` and ``dtype`` are torch's, or their names; by default the best device here, and the checkpoint's dtype.
@@ -92,11 +93,17 @@ class ModelHub:
         from graftwork.builders.model import build_of_config
 
         return build_of_config(
-            _transformers(config), family=self.family, device="meta" if meta else _device(device), dtype=dtype
+            self._theirs(config), family=self.family, device="meta" if meta else _device(device), dtype=dtype
         )
 
     def load_model(
-        self, card: str | Card, *, device: Any = None, dtype: Any = None, config: Any = None, progress: bool = True
+        self,
+        card: str | Path | Card,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+        config: Any = None,
+        progress: bool = True,
     ) -> PreTrainedModel:
         """The model of a card with its weights. ``config`` takes the place of the one that comes with them.
 
@@ -113,15 +120,19 @@ class ModelHub:
     def load_custom_model(
         self, path: str | Path, config: Any, *, device: Any = None, dtype: Any = None, progress: bool = True
     ) -> PreTrainedModel:
-        """The model whose weights are in a folder (or whose file this is), built as ``config`` says."""
+        """The model whose weights are in a folder (or that this is a file of), built as ``config`` says; there need
+        not be a ``config.json``.
+        """
         from graftwork.builders.model import build_of_config
 
-        folder = Path(folder_of(str(Path(path).expanduser().absolute())))
+        place = local.expanded(path)
+        folder = Path(folder_of(str(place)))
         if not folder.is_dir():
             raise ModelError(f"model {path}: there is no such file or folder")
+        _check_read(place, folder)
         with _progress(progress):
             return build_of_config(
-                _transformers(config), path=folder, family=self.family, device=_device(device), dtype=dtype
+                self._theirs(config), path=folder, family=self.family, device=_device(device), dtype=dtype
             )
 
     def _preset(self, arch: str) -> Preset:
@@ -136,6 +147,16 @@ class ModelHub:
             return config
         module, _, name = self.family.config_class.partition(":")
         return getattr(import_module(module), name).from_transformers(config)
+
+    def _theirs(self, config: Any) -> PretrainedConfig:
+        """Transformers' view of a configuration of this family."""
+        found: PretrainedConfig = config.to_transformers() if hasattr(config, "to_transformers") else config
+        if not hasattr(found, "model_type"):
+            kind = type(config).__name__
+            raise UsageError(f"config is a {kind}: give what get_arch_config returns, or a transformers configuration")
+        if self.family.model_types and found.model_type not in self.family.model_types:
+            raise ModelError(f"config is of model_type {found.model_type!r}; this is the hub of {self.family.name}")
+        return found
 
 
 class TokenizerHub:
@@ -157,7 +178,7 @@ class TokenizerHub:
 
     def load_tokenizer(
         self,
-        card: str | Card,
+        card: str | Path | Card,
         *,
         config: TokenizerConfig | Mapping[str, Any] | None = None,
         progress: bool = True,
@@ -184,19 +205,21 @@ class TokenizerHub:
             return False
 
 
-def _spelling(name: str | Card) -> str:
+def _spelling(name: str | Path | Card) -> str:
     """A name as models are named; a card's name means the card here, whatever else has it."""
     if isinstance(name, Card):
         return f"card:{name.name}"
+    if isinstance(name, Path):
+        return str(name.absolute())
     return f"card:{name}" if name in library() else name
 
 
-def _loadable(card: str | Card, family: ModelFamily, *, of_tokenizer: bool = False) -> str:
+def _loadable(card: str | Path | Card, family: ModelFamily, *, of_tokenizer: bool = False) -> str:
     """What to load. A bare name must be that of a card, and a card of this family."""
     name = _spelling(card)
     if name.startswith((".", "~")) or "/" in name:
         return name
-    known = _card(card)
+    known = _card(name)
     _check_family(known, library().tokenizer_of(known).family if of_tokenizer else known.model_family, family)
     return name
 
@@ -219,9 +242,14 @@ def _preset_of(family: ModelFamily, arch: str) -> Preset | None:
     return names.get(arch.casefold())
 
 
-def _transformers(config: Any) -> PretrainedConfig:
-    found: PretrainedConfig = config.to_transformers() if hasattr(config, "to_transformers") else config
-    return found
+def _check_read(file: Path, folder: Path) -> None:
+    """Refuses a weight file beside the one that its folder is read from: another would be loaded than the one named."""
+    from graftwork.checkpoints.huggingface import HF, is_hf, shard_files
+
+    if file == folder or not is_hf(folder) or file.suffix == ".json":
+        return
+    if file not in (read := shard_files(folder, HF)):
+        raise ModelError(f"model {file}: its folder is read from {read[0].name}; move this file to one of its own")
 
 
 def _device(device: Any) -> str:

@@ -10,9 +10,17 @@ from urllib.parse import unquote, urlsplit
 from graftwork.errors import ModelError
 
 
+def expanded(name: str | Path) -> Path:
+    """The absolute path that ``name`` is; ``~`` is the home folder. Raises :class:`ModelError` for nobody's home."""
+    try:
+        return Path(name).expanduser().absolute()
+    except RuntimeError as error:
+        raise ModelError(f"{name}: there is no such home folder; write the whole path, from / on") from error
+
+
 def folder(name: str) -> Path:
     """The absolute folder that ``name`` points to; ``~`` is the home folder. Raises :class:`ModelError`."""
-    path = Path(name).expanduser().absolute()
+    path = expanded(name)
     if path.is_file():
         raise ModelError(f"model {name}: this is a file; give the folder that holds config.json and the weights")
     if not path.is_dir():

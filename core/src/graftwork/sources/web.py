@@ -18,20 +18,26 @@ _TIMEOUT_S = 60
 
 def fetch(reference: str, cache_dir: Path | None) -> Path:
     """The file at an address, downloaded once. Raises :class:`GraftworkError` where it cannot be had."""
-    name = Path(unquote(urlsplit(reference).path)).name
-    if not name:
+    try:
+        name = Path(unquote(urlsplit(reference).path)).name
+    except ValueError as error:
+        raise ModelError(f"{reference}: this is no address ({error}); mend it") from error
+    if name in ("", "..") or not name.isprintable():
         raise ModelError(f"{reference}: this is no file's address; a model of many files is a folder or hf://org/name")
     home = cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "graftwork" / "files"
     target = home / hashlib.sha256(reference.encode()).hexdigest()[:16] / name
     if target.is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{name}.{os.getpid()}.tmp")
+    beside = target.with_name(f".{os.getpid()}.tmp")
     try:
-        _download(reference, beside)
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _download(reference, beside)
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise GraftworkError(f"{reference}: it cannot be kept in {home} ({error}); mend that folder") from error
     return target
 
 
@@ -39,10 +45,10 @@ def _download(address: str, target: Path) -> None:
     try:
         with urlopen(address, timeout=_TIMEOUT_S) as answer, target.open("wb") as file:  # noqa: S310 - scheme is checked
             shutil.copyfileobj(answer, file)
-            wanted = answer.headers.get("Content-Length")
+            wanted = int(answer.headers.get("Content-Length") or -1)
     except HTTPError as error:
         raise GraftworkError(f"{address}: the server answered {error.code} {error.reason}") from error
-    except (OSError, HTTPException) as error:
-        raise GraftworkError(f"{address} cannot be fetched ({error}): check the address and the network") from error
-    if wanted is not None and target.stat().st_size != int(wanted):
+    except (OSError, HTTPException, ValueError) as error:
+        raise GraftworkError(f"{address} cannot be fetched ({error}): check address, network and disk") from error
+    if wanted >= 0 and target.stat().st_size != wanted:
         raise GraftworkError(f"{address}: {target.stat().st_size} of {wanted} bytes came; try again")
