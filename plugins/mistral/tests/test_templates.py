@@ -133,6 +133,17 @@ def test_messages_of_one_role_are_joined(name: str) -> None:
     assert apart.index("Be brief.") < apart.index("Why?")
 
 
+@pytest.mark.parametrize("name", TOOL_FORMATS)
+def test_calls_in_a_row_are_one_list(name: str) -> None:
+    other = {**CALL, "id": "f5g6h7i8j"}
+    apart = [TOOLS_USED[1], {"role": "assistant", "tool_calls": [other]}]
+    one = [{"role": "assistant", "tool_calls": [CALL, other]}]
+    results = [TOOLS_USED[2], {**TOOLS_USED[2], "tool_call_id": "f5g6h7i8j"}]
+    texts = [render_chat([TALK[0], *made, *results], template=name, **BOS_EOS) for made in (apart, one)]
+    assert texts[0] == texts[1]
+    assert texts[0].count("[TOOL_CALLS]") == 1
+
+
 @pytest.mark.parametrize("name", GOLDEN)
 def test_a_conversation_begins_with_a_question(name: str) -> None:
     text = render_chat([SYSTEM, TALK[1]], template=name, **BOS_EOS)
