@@ -37,6 +37,13 @@ SIGNATURES = {
     "lora_alpha=16 lora_dropout=0.05 quantize_base=False",
     llama3_1.llama3_1: "vocab_size num_layers num_heads num_kv_heads embed_dim max_seq_len attn_dropout=0.0 "
     "rope_base=500000 intermediate_dim=None norm_eps=1e-05 scale_factor=8",
+    # Of its last release, the first to have all of these.
+    llama3_2.llama3_2: "vocab_size num_layers num_heads num_kv_heads embed_dim max_seq_len attn_dropout=0.0 "
+    "rope_base=500000 intermediate_dim=None norm_eps=1e-05 scale_factor=32 tie_word_embeddings=True",
+    llama3_1.lora_llama3_1_8b: "lora_attn_modules apply_lora_to_mlp=False apply_lora_to_output=False lora_rank=8 "
+    "lora_alpha=16 lora_dropout=0.0 use_dora=False quantize_base=False",
+    llama3_2.lora_llama3_2_1b: "lora_attn_modules apply_lora_to_mlp=False apply_lora_to_output=False lora_rank=8 "
+    "lora_alpha=16 lora_dropout=0.0 use_dora=False quantize_base=False",
     llama3.lora_llama3_8b: "lora_attn_modules apply_lora_to_mlp=False apply_lora_to_output=False lora_rank=8 "
     "lora_alpha=16 quantize_base=False * lora_dropout=0.05",
 }
@@ -108,7 +115,7 @@ def test_llama3_1_stretches_by_the_factor_given() -> None:
 def test_llama3_2_is_tied_and_stretched() -> None:
     config = llama3_2.llama3_2(**SHAPE).config
     assert config.tie_word_embeddings and config.rope_parameters["factor"] == 32.0
-    assert list(inspect.signature(llama3_2.llama3_2).parameters)[-2:] == ["norm_eps", "scale_factor"]
+    assert not llama3_2.llama3_2(**SHAPE, tie_word_embeddings=False).config.tie_word_embeddings
     with pytest.raises(UsageError, match="the output layer of this model is its embedding"):
         llama3_2.lora_llama3_2(["q_proj"], False, True, **SHAPE, lora_rank=4, lora_alpha=8)
 

@@ -253,11 +253,17 @@ CHAT_TEMPLATES: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 # torchtune's generic builders: what they take by position, and their defaults.
 SHAPE = ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "embed_dim", "max_seq_len")
 LLAMA3_DEFAULTS = {"attn_dropout": 0.0, "rope_base": 500_000, "intermediate_dim": None, "norm_eps": 1e-5}
+LLAMA3_1_ANY: dict[str, Any] = {
+    "required": SHAPE,
+    "defaults": {**LLAMA3_DEFAULTS, "scale_factor": 8},
+    "rope_parameters": ROPE,
+    "latest": True,
+}
 LLAMA3_2_ANY: dict[str, Any] = {
     "required": SHAPE,
-    "defaults": {**LLAMA3_DEFAULTS, "scale_factor": 32},
+    "defaults": {**LLAMA3_DEFAULTS, "scale_factor": 32, "tie_word_embeddings": True},
     "rope_parameters": ROPE,
-    "tie_word_embeddings": True,
+    "latest": True,
 }
 
 
