@@ -128,6 +128,15 @@ def test_nothing_else_is_imported_or_called(name: str, tmp_path: Path, monkeypat
 
 
 @pytest.mark.usefixtures("toy")
+def test_what_is_like_no_component_is_told_where_it_is_set_instead() -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        graftwork.instantiate("torchtune.training.metric_logging.DiskLogger")
+    assert "did you mean" not in str(caught.value)
+    assert "toy" not in str(caught.value)
+    assert "Data, optimizer and loss are set in a graftwork configuration" in str(caught.value)
+
+
+@pytest.mark.usefixtures("toy")
 def test_an_unknown_component_gets_the_nearest_names() -> None:
     with pytest.raises(UnknownNameError, match=r"there is no component 'toy_1bb'; did you mean toy_1b\?"):
         graftwork.instantiate("toy_1bb")

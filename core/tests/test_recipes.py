@@ -68,6 +68,10 @@ def test_a_recipe_is_printed_and_copied(graft: Any, here: Path) -> None:
     assert graft("recipes", "cp", "sft", "a/b/mine.yaml", "--make-parents")[0] == 0
     assert graft("cp", "sft.yaml", "a")[0] == 0
     assert (here / "a/sft.yaml").read_text() == (here / "a/b/mine.yaml").read_text() == text
+    code, _, err = graft("cp", "sft", "folder/")
+    assert code == 2
+    assert "there is no folder folder; make it" in err
+    assert graft("cp", "sft", "folder/", "--make-parents")[1].startswith("copied to folder/sft.yaml;")
 
 
 @pytest.mark.parametrize("verb", ["cat", "validate", "run"])
@@ -90,10 +94,22 @@ def test_torchtunes_yaml_is_validated_by_component(graft: Any, here: Path) -> No
     assert code == 2
     assert "theirs.yaml:2: checkpointer._component_" in err
     assert "did you mean" in err
-    file.write_text(good)
-    code, _, err = graft("run", file)
+
+
+@pytest.mark.parametrize("command", [("run",), ("train", "-c"), ("config", "validate")])
+def test_torchtunes_yaml_cannot_be_run(graft: Any, here: Path, command: tuple[str, ...]) -> None:
+    (here / "theirs.yaml").write_text("loss: {_component_: torch.nn.CrossEntropyLoss}\n")
+    code, _, err = graft(*command, "theirs.yaml")
     assert code == 2
+    assert "theirs.yaml has components (_component_), as torchtune's files do: graft validate checks it" in err
     assert "a run needs a graftwork configuration (graft recipes ls)" in err
+
+
+@pytest.mark.parametrize("given", [("--config", "mine.yaml"), ("--config=mine.yaml",)])
+def test_torchtunes_run_has_a_configuration_beside_the_recipe(graft: Any, here: Path, given: tuple[str, ...]) -> None:
+    code, _, err = graft("run", "lora_finetune_single_device", *given)
+    assert code == 2
+    assert "run takes no --config: the configuration is NAME itself, as in: graft run my.yaml" in err
 
 
 def test_run_trains_as_the_recipe_says(graft: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,3 +122,20 @@ def test_a_generic_lora(install_plugin: Any) -> None:
     model = lora(["q_proj"], **shape, **WIDTHS, tie_word_embeddings=True, lora_rank=2, lora_alpha=4)
     assert model.config.tie_word_embeddings
     assert {name.split(".")[-4] for name, weight in model.named_parameters() if weight.requires_grad} == {"q_proj"}
+
+
+def test_a_generic_lora_loads_its_base_as_torchtunes_recipes_do(install_plugin: Any) -> None:
+    install_plugin(FAMILY.replace("{HOW}", "{'quantize': _halve}"))
+    plain, lora = generic_builders("qwen2", "qwen2")
+    shape = {name: value for name, value in SIZE.items() if name != "head_dim"}
+    base = plain(**shape, **WIDTHS)
+    model = lora(["q_proj"], True, **shape, **WIDTHS, lora_rank=2, lora_alpha=4)
+    missing, unexpected = model.load_state_dict(base.state_dict(), strict=False)
+    assert unexpected == []
+    assert missing
+    assert all("lora_" in name for name in missing)
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(model(ids).logits, base(ids).logits)
+    assert model.load_state_dict(model.state_dict()).missing_keys == []
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict(base.state_dict())

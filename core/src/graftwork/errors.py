@@ -72,11 +72,17 @@ def did_you_mean(name: str, known: Iterable[str], *, limit: int = 8) -> str:
     >>> did_you_mean("lama3_8b", ["llama3_8b", "llama2_7b"])
     'did you mean llama3_8b? Known: llama2_7b, llama3_8b'
     """
-    import difflib
-
     names = sorted(set(known))
-    folded = {candidate.casefold(): candidate for candidate in reversed(names)}
-    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+    near = nearest(name, names)
     listed = ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
     tail = f"Known: {listed}" if names else "None is known here"
-    return f"did you mean {folded[near[0]]}? {tail}" if near else tail
+    return f"did you mean {near}? {tail}" if near else tail
+
+
+def nearest(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str | None:
+    """The known name that is most like ``name``; None where none is at least so like it (1: the same)."""
+    import difflib
+
+    folded = {candidate.casefold(): candidate for candidate in sorted(set(known), reverse=True)}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=likeness)
+    return folded[near[0]] if near else None

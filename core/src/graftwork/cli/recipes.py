@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -39,16 +38,18 @@ def cat(name: str) -> None:
 
 @recipes.command()
 @click.argument("name")
-@click.argument("destination", type=click.Path(path_type=Path))
+@click.argument("destination")
 @click.option("-n", "--no-clobber", is_flag=True, help="Leave a file that is there as it is, and end well.")
 @click.option("--make-parents", is_flag=True, help="Make the folders of DESTINATION.")
-def cp(name: str, destination: Path, no_clobber: bool, make_parents: bool) -> None:
+def cp(name: str, destination: str, no_clobber: bool, make_parents: bool) -> None:
     """Copy the recipe NAME to DESTINATION, a file or a folder, to change it there."""
     from graftwork.files import write_text
     from graftwork.recipes import find_recipe
 
     source = find_recipe(name)
-    target = destination / source.name if destination.is_dir() else destination
+    target = Path(destination)
+    if target.is_dir() or destination.endswith("/"):
+        target /= source.name
     target = target if target.suffix in (".yaml", ".yml") else target.with_name(f"{target.name}.yaml")
     if target.exists():
         if no_clobber:
@@ -94,12 +95,9 @@ def run(name: str, resume: bool, overrides: tuple[str, ...]) -> None:
     from graftwork.cli.train import train
     from graftwork.recipes import find_recipe
 
+    if any(text.partition("=")[0] == "--config" for text in overrides):
+        raise UsageError("run takes no --config: the configuration is NAME itself, as in: graft run my.yaml")
     path = find_recipe(name)
-    if _has_components(path):
-        raise UsageError(
-            f"{path} has components (_component_), as torchtune's files do: graft validate checks it, and "
-            "graftwork.instantiate builds its parts; a run needs a graftwork configuration (graft recipes ls)"
-        )
     click.get_current_context().invoke(train, path=str(path), resume=resume, overrides=overrides)
 
 
@@ -113,16 +111,11 @@ def _has_components(path: Path) -> bool:
         document, reader = read_yaml(path.read_text(encoding="utf-8"), str(path), None)
     except (yaml.YAMLError, UnicodeDecodeError):
         return False  # load_config says what is wrong with the file
-    if not _names_components(document):
-        return False
-    from graftwork.config.components import validate_components
+    from graftwork.config.components import names_components, validate_components
 
+    if not names_components(document):
+        return False
     if reader.problems:
         raise ConfigError([problem.render(reader.origins) for problem in reader.problems], source=str(path))
     validate_components(document, origins=reader.origins, source=str(path))
     return True
-
-
-def _names_components(value: Any) -> bool:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return (isinstance(value, dict) and "_component_" in value) or any(map(_names_components, items))

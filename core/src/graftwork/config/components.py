@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork.builders.extras import import_heavy
 from graftwork.config.problems import Problem
-from graftwork.errors import ConfigError, PluginError, UnknownNameError, UsageError, did_you_mean
+from graftwork.errors import ConfigError, PluginError, UnknownNameError, UsageError, did_you_mean, nearest
 from graftwork.registry import get_registry
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def find_component(name: str) -> Component:
     if path or function == name:
         found = _checkpointer(path, function) or _function(path, function) or (None if path else _of_preset(name))
     if found is None:
-        raise UnknownNameError(f"there is no component {name!r}; {_nearest(name)}. {_NOT_IMPORTED}")
+        raise UnknownNameError(f"there is no component {name!r}{_nearest(name)} {_NOT_IMPORTED}")
     return found
 
 
@@ -99,6 +99,11 @@ def component_problems(document: Any) -> list[Problem]:
         if isinstance(value, Mapping) and KEY in value
         for problem in _problems_of_section(value, path)
     ]
+
+
+def names_components(document: Any) -> bool:
+    """Whether a document names a component anywhere."""
+    return any(isinstance(value, Mapping) and KEY in value for _, value in _walk(document, ()))
 
 
 def validate_components(document: Any, *, origins: Origins | None = None, source: str = "configuration") -> None:
@@ -204,7 +209,8 @@ def _nearest(name: str) -> str:
         functions = list(_public(_loaded(module_name)))
         bare += functions
         dotted += [f"{path}.{function}" for path in (module_name, _there(module_name)) for function in functions]
-    return did_you_mean(name, dotted if "." in name else bare)
+    near = nearest(name, dotted, likeness=0.8) if "." in name else nearest(name, bare)
+    return f"; did you mean {near}?" if near else "."
 
 
 def _presets() -> Iterator[Preset]:

@@ -16,7 +16,7 @@ from graftwork.config.layers import Draft, read_environment, read_file, read_ove
 from graftwork.config.peft import PeftParams
 from graftwork.config.problems import Problem, problems_of, without_consequences
 from graftwork.config.run import RunConfig
-from graftwork.errors import ConfigError
+from graftwork.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -45,6 +45,7 @@ def load_config(
     draft = Draft(RunConfig)
     if path is not None:
         read_file(draft, FilePath(path))
+        _refuse_components(draft.data, path)
     read_environment(draft, os.environ if env is None else env)
     read_overrides(draft, overrides)
     config, problems = _validate(draft)
@@ -52,6 +53,16 @@ def load_config(
     if config.peft != PeftParams() and not config.training.use_peft:
         logger.warning("the section peft has no effect, because training.use_peft is false")
     return config
+
+
+def _refuse_components(data: Any, path: str | os.PathLike[str]) -> None:
+    from graftwork.config.components import names_components
+
+    if names_components(data):
+        raise UsageError(
+            f"{path} has components (_component_), as torchtune's files do: graft validate checks it, and "
+            "graftwork.instantiate builds its parts; a run needs a graftwork configuration (graft recipes ls)"
+        )
 
 
 def check_config(config: RunConfig) -> None:
