@@ -12,7 +12,7 @@ import pytest
 
 from graftwork.errors import GraftworkError, ModelError, UnknownNameError, UsageError
 from graftwork.sources.cards import CardError, library, search_order
-from graftwork.sources.resolve import locate, resolve
+from graftwork.sources.resolve import checkpoint_of, locate, resolve
 from graftwork.sources.web import fetch
 
 PLUGIN = """
@@ -414,6 +414,14 @@ def test_an_address_that_is_no_file_is_never_asked_for(tmp_path: Path, path: str
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nobodys_home(place: Any) -> None:
+def test_nobodys_home(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    place("plugin", "a.yaml", "name: mine\ncheckpoint: HF://org/mine@v1\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "~nobody-of-this-name/c")
+    assert (found := checkpoint_of(library()["mine"])).name == "org/mine"
+    assert found.revision == "v1"
+    monkeypatch.setenv("GRAFTWORK_CARD_PATH", "~nobody-of-this-name/c")
+    with pytest.raises(ModelError, match="~nobody-of-this-name/c: there is no such home folder"):
+        library()
+    monkeypatch.delenv("GRAFTWORK_CARD_PATH")
     with pytest.raises(ModelError, match="~nobody-of-this-name/a: there is no such home folder"):
         resolve("~nobody-of-this-name/a")

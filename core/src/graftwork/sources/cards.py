@@ -227,16 +227,19 @@ def library(environ: Mapping[str, str] | None = None) -> Library:
 
 def search_order(environ: Mapping[str, str]) -> list[tuple[str, Path]]:
     """Where cards are looked for, with whose they are; of those, ``$GRAFTWORK_CARD_PATH`` must be there."""
-    own = [
-        (f"${CARD_PATH}", Path(part).expanduser().absolute())
-        for part in environ.get(CARD_PATH, "").split(os.pathsep)
-        if part
-    ]
-    home = Path(environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
-    shared = [("the user", home / "graftwork" / "cards"), ("the system", _SYSTEM)]
+    own = [(f"${CARD_PATH}", local.expanded(part)) for part in environ.get(CARD_PATH, "").split(os.pathsep) if part]
+    shared = [*_of_user(environ), ("the system", _SYSTEM)]
     table = get_registry().asset_cards
     plugins = [(table.owner(name).distribution, spec.path) for name, spec in table.items()]
     return [*own, *((label, path) for label, path in [*shared, *plugins] if path.exists())]
+
+
+def _of_user(environ: Mapping[str, str]) -> list[tuple[str, Path]]:
+    """The user's folder; a process without a home, as in many a container, has none."""
+    try:
+        return [("the user", local.expanded(environ.get("XDG_CONFIG_HOME") or "~/.config") / "graftwork" / "cards")]
+    except ModelError:
+        return []
 
 
 def _read(label: str, path: Path) -> _Source:

@@ -25,7 +25,7 @@ def is_repository_id(name: str) -> bool:
 
 def parse(reference: str) -> tuple[str, str | None]:
     """``hf://org/name@revision`` or ``org/name`` as (id, revision). Raises :class:`ModelError`."""
-    repository, _, revision = reference.removeprefix("hf://").strip("/").partition("@")
+    repository, _, revision = re.sub("^hf://", "", reference, flags=re.IGNORECASE).strip("/").partition("@")
     if not is_repository_id(repository):
         raise ModelError(f"model {reference!r}: a Hub model is written hf://org/name, or hf://org/name@revision")
     return repository, revision or None

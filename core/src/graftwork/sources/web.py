@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import urlopen
 
 from graftwork.errors import GraftworkError, ModelError
+from graftwork.sources.local import expanded
 
 _TIMEOUT_S = 60
 
@@ -24,7 +25,7 @@ def fetch(reference: str, cache_dir: Path | None) -> Path:
         raise ModelError(f"{reference}: this is no address ({error}); mend it") from error
     if name in ("", "..") or not name.isprintable():
         raise ModelError(f"{reference}: this is no file's address; a model of many files is a folder or hf://org/name")
-    home = cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "graftwork" / "files"
+    home = cache_dir or expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "graftwork" / "files"
     target = home / hashlib.sha256(reference.encode()).hexdigest()[:16] / name
     if target.is_file():
         return target
