@@ -187,6 +187,8 @@ def test_parts_are_probed_as_parts(caplog: pytest.LogCaptureFixture) -> None:
 def test_what_a_template_refuses_is_a_data_error_with_its_words() -> None:
     with pytest.raises(DataError, match=r"refuses the conversation \(assistant\): no question"):
         render_chat(HELLO[1:], template="{{ raise_exception('no question') }}")
+    with pytest.raises(DataError, match="'eos_token' is undefined; give it, or a tokenizer that has it"):
+        render_chat(HELLO, template="zephyr")
     with pytest.raises(DataError, match="no messages; leave the row out"):
         render_chat([], template="chatml")
     with pytest.raises(DataError, match="must be an object with 'role'"):

@@ -172,7 +172,7 @@ def write_chat(
     """Renders a conversation and encodes it, without a mask."""
     if special_tokens_in_content not in POLICIES:
         raise UsageError(
-            f"special_tokens_in_content: {special_tokens_in_content!r} is not known; use {', '.join(POLICIES)}"
+            f"special_tokens_in_content: {special_tokens_in_content!r} is not known; "
             f"{did_you_mean(special_tokens_in_content, POLICIES)}"
         )
     found = template_of(template, tokenizer)

@@ -99,8 +99,9 @@ def _told(template: TemplateSource, messages: list[dict[str, Any]]) -> Iterator[
         RecursionError,
     ) as error:
         roles = " ".join(str(message.get("role")) for message in messages)
+        remedy = "; give it, or a tokenizer that has it" if str(error).endswith("_token' is undefined") else ""
         raise DataError(
-            f"chat template {template.label} refuses the conversation ({roles or 'no messages'}): {error}"
+            f"chat template {template.label} refuses the conversation ({roles or 'no messages'}): {error}{remedy}"
         ) from None
 
 
