@@ -290,6 +290,10 @@ def test_adapters_that_are_none(tmp_path: Path, toy_model: Any) -> None:
         ModelError, match=r"no adapter_model\.safetensors.*pickled \(adapter_model\.bin\), which is not"
     ):
         built(base, adapter_model=str(tmp_path / "half"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "half").rename(tmp_path / "run/final")
+    with pytest.raises(ModelError, match=r"not an adapter's folder; this is a run's, whose adapter is .*/run/final$"):
+        built(base, adapter_model=str(tmp_path / "run"))
 
 
 # Merging

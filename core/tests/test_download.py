@@ -28,6 +28,16 @@ FILES = {
 }
 COMMIT = "c" * 40
 
+PRESET = """
+from graftwork import hookimpl
+from graftwork.specs import ModelFamily, Preset
+
+@hookimpl
+def graftwork_model_families():
+    preset = Preset(name="toy_1b", model_type="toy", values={}, num_parameters=0, hub_ids=("org/a", "org/b"))
+    return [ModelFamily(name="toy", model_types=("toy",), presets=(preset,))]
+"""
+
 
 class Hub(BaseHTTPRequestHandler):
     """One repository, ``org/model``. ``cut_after`` bytes of a file the connection is dropped."""
@@ -197,6 +207,13 @@ def test_what_is_wrong_before_the_hub_is_asked(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["download", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_preset_names_its_repositories(install_plugin: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    install_plugin(PRESET)
+    assert main(["download", "toy_1b"]) == 2
+    said = "model toy_1b: this is a preset, and no repository of the Hub; its weights are those of org/a or org/b"
     assert said in capsys.readouterr().err
 
 

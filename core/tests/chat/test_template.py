@@ -9,7 +9,7 @@ import pytest
 
 from graftwork import build_chat_template
 from graftwork.chat import find_template
-from graftwork.errors import UnknownNameError, UsageError
+from graftwork.errors import PluginError, UnknownNameError, UsageError
 from graftwork.specs import ModelFamily
 
 if TYPE_CHECKING:
@@ -37,6 +37,18 @@ def test_what_is_not_there() -> None:
         find_template("nowhere/x.jinja")
     with pytest.raises(UsageError, match="not valid Jinja"):
         build_chat_template("{% if %}")
+
+
+def test_a_plugin_whose_file_is_not_there(install_plugin: Any, tmp_path: Path) -> None:
+    install_plugin(
+        "from pathlib import Path\nfrom graftwork import hookimpl\nfrom graftwork.specs import ChatTemplate\n"
+        "@hookimpl\ndef graftwork_chat_templates():\n"
+        f"    return [ChatTemplate(name='lost', path=Path({str(tmp_path)!r}) / 'lost.jinja')]\n"
+    )
+    with pytest.raises(
+        PluginError, match=r"'lost': there is no file .*/lost\.jinja, which plugin \w+ \(.*mend its path"
+    ):
+        find_template("lost")
 
 
 def test_the_tokenizers_own_comes_first(tokenizer: Any) -> None:

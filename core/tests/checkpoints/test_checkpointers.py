@@ -247,6 +247,17 @@ def test_a_part_of_metas_files_is_not_the_model(tmp_path: Path) -> None:
         FullModelMetaCheckpointer(tmp_path / "meta", files, "llama3", tmp_path).load_checkpoint()
 
 
+def test_files_of_the_other_checkpointer_name_it(tmp_path: Path) -> None:
+    pytest.importorskip("graftwork_llama")
+    toy("llama", tmp_path / "hf")
+    checkpoints.convert(tmp_path / "hf", tmp_path / "meta", to="meta")
+    with pytest.raises(UsageError, match=r"consolidated\.00\.pth is of Meta's format: use FullModelMetaCheckpointer"):
+        FullModelHFCheckpointer(tmp_path / "meta", ["consolidated.00.pth"], "llama3", tmp_path)
+    theirs = FullModelMetaCheckpointer(tmp_path / "hf", ["model.safetensors"], "llama3", tmp_path)
+    with pytest.raises(UsageError, match=r"model\.safetensors is no file of Meta's: use FullModelHFCheckpointer"):
+        theirs.load_checkpoint()
+
+
 def test_without_params_json_a_preset_says_the_size(tmp_path: Path) -> None:
     pytest.importorskip("graftwork_llama")
     toy("llama", tmp_path / "hf")
@@ -320,7 +331,11 @@ def test_all_missing_files_are_named_at_once(tmp_path: Path) -> None:
     toy("llama", tmp_path / "model")
     with pytest.raises(ModelError, match=r"2 files are not there: a\.safetensors, model\.safetensor"):
         FullModelHFCheckpointer(tmp_path / "model", ["a.safetensors", "model.safetensor"], "llama", tmp_path)
-    with pytest.raises(ModelError, match=r"not there: model\.safetensor; did you mean .*model\.safetensors\?"):
+    with pytest.raises(ModelError, match=r"2 files are not there: .*; the weights there are model\.safetensors$"):
+        FullModelHFCheckpointer(tmp_path / "model", ["pytorch_model-1.bin", "b.bin"], "llama", tmp_path)
+    with pytest.raises(
+        ModelError, match=r"1 file is not there: model\.safetensor; did you mean .*model\.safetensors\?"
+    ):
         FullModelHFCheckpointer(tmp_path / "model", ["model.safetensor"], "llama", tmp_path)
     with pytest.raises(ModelError, match=r"there is no folder .*modle; did you mean .*model\?"):
         FullModelMetaCheckpointer(tmp_path / "modle", ["a"], "llama", tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import bitsandbytes as bnb
@@ -166,3 +168,9 @@ def test_a_classifiers_head_stays_whole_and_is_trained() -> None:
     adapted = attach_adapter(model, PeftParams(lora_target_modules=["q_proj"]))
     trained = {name for name, weight in adapted.named_parameters() if weight.requires_grad}
     assert any("score.modules_to_save" in name for name in trained)
+
+
+def test_nothing_is_said_about_what_bitsandbytes_did_not_fetch() -> None:
+    code = "from graftwork.registry import get_registry\nget_registry().quantizers['bnb_4bit']\nimport bitsandbytes"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr == ""

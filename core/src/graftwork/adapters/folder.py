@@ -23,7 +23,10 @@ def adapter_folder(name: str | Path) -> Path:
         raise ModelError(f"adapter {name}: this is a preset; give an adapter's folder or Hub id")
     path = locate(resolved)
     if not (path / "adapter_config.json").is_file():
-        raise ModelError(f"adapter {path}: there is no adapter_config.json, so this is not an adapter's folder")
+        of_run = (
+            f"; this is a run's, whose adapter is {path / 'final'}" * (path / "final" / "adapter_config.json").is_file()
+        )
+        raise ModelError(f"adapter {path}: there is no adapter_config.json, so this is not an adapter's folder{of_run}")
     if not (path / _WEIGHTS).is_file():
         pickled = (
             " Its weights are pickled (adapter_model.bin), which is not read: graft convert FOLDER NEW --to hf"

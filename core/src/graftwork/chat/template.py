@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from graftwork.errors import UsageError
+from graftwork.errors import PluginError, UsageError
 
 if TYPE_CHECKING:
     from graftwork.specs import ChatTemplate, ModelFamily
@@ -99,7 +99,15 @@ def _from_file(path: Path) -> TemplateSource:
 def _registered(name: str) -> TemplateSource:
     from graftwork.registry import get_registry
 
-    return _of_record(get_registry().chat_templates[name])
+    templates = get_registry().chat_templates
+    record = templates[name]
+    if not record.path.is_file():
+        owner = templates.owner(name)
+        raise PluginError(
+            f"chat template {name!r}: there is no file {record.path}, which plugin {owner.name} "
+            f"({owner.distribution} {owner.version}) declares: mend its path there, or reinstall that"
+        )
+    return _of_record(record)
 
 
 @lru_cache(maxsize=64)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 MODEL_KEY, ADAPTER_KEY, ADAPTER_CONFIG_KEY = "model", "adapter", "adapter_config"
 RECIPE_STATE = "recipe_state.pt"
+WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
 _SHARD_SIZE = "5GB"
 
 
@@ -187,6 +188,8 @@ class FullModelHFCheckpointer(_Checkpointer):
             recipe_checkpoint,
             resume_from_checkpoint,
         )
+        if meta := [file for file in self.files if file.match("consolidated.*.pth")]:
+            raise UsageError(f"checkpoint_files: {_listed(meta)} is of Meta's format: use FullModelMetaCheckpointer")
         _check_there(self.folder, ["config.json"])
         self.safe_serialization = safe_serialization
         self.values = read_json(self.folder / "config.json")
@@ -219,6 +222,8 @@ class FullModelMetaCheckpointer(_Checkpointer):
     """
 
     def _checkpoint(self) -> Checkpoint:
+        if safe := [file for file in self.files if file.suffix == ".safetensors"]:
+            raise UsageError(f"checkpoint_files: {_listed(safe)} is no file of Meta's: use FullModelHFCheckpointer")
         opened, key_map = self._opened()
         return as_transformers(opened, key_map, stated_config(opened, key_map))
 
@@ -294,7 +299,12 @@ def _check_there(folder: Path, names: Sequence[str]) -> None:
     lacking = [name for name in names if not (folder / name).is_file()]
     if lacking:
         near = near_file(folder / lacking[0])
-        raise ModelError(f"checkpoint_dir {folder}: {len(lacking)} files are not there: {_listed(lacking)}{near}")
+        there = sorted(file.name for file in folder.iterdir() if file.suffix in WEIGHTS)
+        found = near or (
+            f"; the weights there are {_listed(there)}" if there else "; there are no weights there at all"
+        )
+        many = "1 file is" if len(lacking) == 1 else f"{len(lacking)} files are"
+        raise ModelError(f"checkpoint_dir {folder}: {many} not there: {_listed(lacking)}{found}")
 
 
 def _listed(names: Iterator[Any] | Sequence[Any] | Mapping[str, Any]) -> str:

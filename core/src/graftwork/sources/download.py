@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork.errors import GraftworkError, MissingExtraError, ModelError
+from graftwork.registry import get_registry
 from graftwork.sources import hub
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ def download(reference: str, **options: Any) -> Path:
 
 
 def _named(reference: str, revision: str | None) -> tuple[str, str | None]:
+    preset = get_registry().presets.get_or_none(reference)
+    if preset is not None:
+        there = f"; its weights are those of {' or '.join(preset.hub_ids)}" * bool(preset.hub_ids)
+        raise ModelError(f"model {reference}: this is a preset, and no repository of the Hub{there}: name that")
     repository, at = hub.parse(reference)
     if at and revision and at != revision:
         raise ModelError(f"model {reference}: the revision is given twice, {at} and {revision}; give one")

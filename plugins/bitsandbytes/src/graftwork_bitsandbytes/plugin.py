@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from graftwork import hookimpl
@@ -10,6 +11,9 @@ from graftwork.specs import QuantizerSpec
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from torch import nn
+
+# On a CPU with AVX-512 bitsandbytes warns, whenever PEFT imports it, that it did not fetch compiled code from the Hub.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _params_4bit() -> type[BaseModel]:
