@@ -54,6 +54,16 @@ def test_a_vector_of_torchtune(row: dict[str, Any]) -> None:
 
 
 @needs_data
+def test_a_file_of_another_kind_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"llama3_tokenizer: .* is a file for sentencepiece, .* are for tiktoken or hf"
+    ):
+        llama3_tokenizer(ROOT / "tokenizers/llama2/tokenizer.model")
+    with pytest.raises(UsageError, match=r"llama2_tokenizer: .* is a file for tiktoken, .* for sentencepiece or hf"):
+        llama2_tokenizer(ROOT / "tokenizers/llama3/tokenizer.model")
+
+
+@needs_data
 def test_metas_own_expectations() -> None:
     tokenizer = llama3_tokenizer(ROOT / "tokenizers/llama3/tokenizer.model")
     text, message, prompt = rows("llama3_upstream.jsonl")

@@ -141,6 +141,8 @@ class MessageLayout:
     decode_to_eos: bool = False
     split_regex: str = ""
     """The pattern for a bare vocabulary with merges."""
+    impls: tuple[str, ...] = ()
+    """The implementations that read the family's files; a file of another is not its."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

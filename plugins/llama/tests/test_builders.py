@@ -153,6 +153,8 @@ def test_sized_lora_on_meta() -> None:
 def test_modules_are_checked_as_in_torchtune() -> None:
     with pytest.raises(ValueError, match="lora_attn_modules is empty: name one or more of q_proj, k_proj"):
         llama3.lora_llama3_8b([])
+    with pytest.raises(UsageError, match=r"is the text .q_proj., and takes a list: \[.q_proj.\]"):
+        llama3.lora_llama3_8b("q_proj")
     with pytest.raises(UsageError, match="'o_proj' is not known: did you mean"):
         llama3.lora_llama3_8b(["o_proj"])
     with pytest.raises(UsageError, match="apply_lora_to_output: the output layer of this model is its embedding"):

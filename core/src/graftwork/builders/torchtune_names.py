@@ -292,6 +292,8 @@ def _nested(given: Mapping[str, Any], fields: Mapping[str, str], values: Mapping
 
 
 def _check_modules(names: Sequence[str]) -> None:
+    if isinstance(names, str):
+        raise LoraModulesError(f"lora_attn_modules is the text {names!r}, and takes a list: [{names!r}]")
     if not names:
         raise LoraModulesError(f"lora_attn_modules is empty: name one or more of {', '.join(LORA_MODULES)}")
     for name in names:

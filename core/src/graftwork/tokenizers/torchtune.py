@@ -46,6 +46,11 @@ def torchtune_tokenizer(name: str, layout: MessageLayout, *, family: str | None 
         truncation_type: str = "right",
     ) -> TorchtuneTokenizer:
         base = load(path, family=family) if merges_file is None else _of_vocabulary(path, merges_file, layout)
+        if layout.impls and base.impl not in layout.impls:
+            raise UsageError(
+                f"{name}: {path} is a file for {base.impl}, and those of this family are for "
+                f"{' or '.join(layout.impls)}: give the family's own, or read it with graftwork.load_tokenizer"
+            )
         special = _special_tokens(layout, base, special_tokens_path)
         prompt = _prompt(layout, prompt_template)
         if truncation_type not in ("right", "left"):

@@ -251,4 +251,4 @@ TINY_BY_TYPE: dict[str, dict[str, Any]] = {
 }
 
 # https://github.com/pytorch/torchtune, torchtune/models/gemma/_tokenizer.py
-GEMMA_MESSAGES = MessageLayout(strip="right", unspaced="within_turn", cut_masked=None)
+GEMMA_MESSAGES = MessageLayout(impls=("sentencepiece", "hf"), strip="right", unspaced="within_turn", cut_masked=None)

@@ -314,6 +314,7 @@ LLAMA3_RANKS = RankLayout(
 
 # https://github.com/pytorch/torchtune, torchtune/models/llama2 and llama3 (_tokenizer.py, _prompt_template.py)
 LLAMA2_MESSAGES = MessageLayout(
+    impls=("sentencepiece", "hf"),
     prompt={"system": ("<<SYS>>\n", "\n<</SYS>>\n\n"), "user": ("[INST] ", " [/INST] ")},
     prompt_name="Llama2ChatTemplate",
     system="in_user",
@@ -322,6 +323,7 @@ LLAMA2_MESSAGES = MessageLayout(
     cut_masked=None,
 )
 LLAMA3_MESSAGES = MessageLayout(
+    impls=("tiktoken", "hf"),
     special_tokens={
         **{text: 128_000 + index for index, text in enumerate(LLAMA3_RANKS.special_tokens[:11])},
         "<|reserved_special_token_245|>": 128_011,

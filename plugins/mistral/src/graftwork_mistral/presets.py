@@ -136,6 +136,7 @@ MIXTRAL: dict[str, Any] = {
 
 # https://github.com/pytorch/torchtune, torchtune/models/mistral (_tokenizer.py, _prompt_template.py)
 MESSAGES = MessageLayout(
+    impls=("sentencepiece", "hf"),
     prompt={"user": ("[INST] ", " [/INST] ")},
     prompt_name="MistralChatTemplate",
     system="refused",

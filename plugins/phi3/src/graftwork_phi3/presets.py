@@ -344,6 +344,7 @@ TINY: dict[str, Any] = {
 
 # https://github.com/pytorch/torchtune, torchtune/models/phi3/_tokenizer.py
 PHI3_MESSAGES = MessageLayout(
+    impls=("sentencepiece", "hf"),
     special_tokens={
         "<|endoftext|>": 32_000,
         "<|assistant|>": 32_001,
