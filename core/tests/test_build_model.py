@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from graftwork import ModelParams, PeftParams, attach_adapter, build_model
+from graftwork.builders.model_config import config_of_values
 from graftwork.errors import ClashError, MissingExtraError, ModelError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def test_a_hub_model_is_recorded_by_its_id(toy_model: Any, monkeypatch: pytest.M
         ("{", "not readable as JSON"),
         ("[]", "there is no model_type in it"),
         ('{"model_type": "lama"}', "nobody here knows model_type 'lama'"),
+        ('{"model_type": "llama", "architectures": "Llama"}', "architectures is 'Llama', and must be a list of names"),
         ('{"model_type": "gpt2", "n_embd": "wide"}', "the configuration of this gpt2 model is not valid"),
         ('{"model_type": "gpt2", "n_embd": 8, "n_head": 2}', "no weights in a known format are here"),
     ],
@@ -148,6 +150,29 @@ def test_an_architecture_without_a_language_model(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match="has no causal language model in transformers"):
         build_model(ModelParams(model_name=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n", b"\xff" * 9, b"\2" + bytes(7) + b"[]", b""],
+)
+def test_a_weight_file_that_is_none(toy_model: Any, content: bytes) -> None:
+    path = toy_model("llama")
+    edit(path, dtype=None)
+    (path / "model.safetensors").write_bytes(content)
+    with pytest.raises(
+        ModelError, match=r"model\.safetensors: a weight file is damaged or was cut off .*fetch it again"
+    ):
+        build_model(ModelParams(model_name=str(path)))
+
+
+def test_a_shard_outside_the_folder_is_not_read(toy_model: Any) -> None:
+    path = toy_model("llama")
+    (path / "model.safetensors").rename(path.parent / "elsewhere.safetensors")
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "../elsewhere.safetensors"}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"the shard '\.\./elsewhere\.safetensors' would lie outside this folder"):
+        build_model(ModelParams(model_name=str(path)))
 
 
 def test_weights_that_do_not_fit_the_configuration(toy_model: Any) -> None:
@@ -252,6 +277,27 @@ def test_model_kwargs_go_over_the_configuration(toy_model: Any, install_plugin: 
     assert (model.config.attn_pdrop, model.config.resid_pdrop) == (0.5, 0.25)
     smaller = build_model(ModelParams(model_name=str(path), load_pretrained_weights=False), hidden_size=16)
     assert smaller.config.n_embd == 16
+
+
+def test_older_spellings_of_rotary_values_reach_a_model_that_states_the_newer(toy_model: Any) -> None:
+    stretched = {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0}
+    path = str(toy_model("llama", rope_parameters=stretched))
+
+    def rope(**changes: Any) -> Any:
+        return build_model(ModelParams(model_name=path, model_kwargs=changes)).config.rope_parameters
+
+    assert rope() == stretched
+    assert rope(rope_theta=5.0) == {**stretched, "rope_theta": 5.0}
+    dynamic = {"rope_type": "dynamic", "factor": 4.0}
+    assert rope(rope_scaling=dynamic) == {**dynamic, "rope_theta": 100.0}
+    assert rope(rope_scaling=None, rope_theta=7.0) == {"rope_type": "default", "rope_theta": 7.0}
+    assert rope(rope_parameters={**stretched, "factor": 8.0}) == {**stretched, "factor": 8.0}
+
+
+def test_rotary_values_for_each_kind_of_layer_are_changed_as_such() -> None:
+    rope = {kind: {"rope_type": "default", "rope_theta": 100.0} for kind in ("full_attention", "sliding_attention")}
+    with pytest.raises(UsageError, match=r"rope_theta: this model has rotary values for each kind of layer .*: write"):
+        config_of_values("gemma3_text", {"rope_parameters": rope}, {"rope_theta": 5.0})
 
 
 @pytest.mark.parametrize("source", ["preset", "folder"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -274,7 +275,14 @@ def test_an_unknown_name_mentions_the_files_that_could_not_be_read(place: Any) -
 
 def test_a_place_that_is_not_there_is_said(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAFTWORK_CARD_PATH", "/nowhere")
-    assert any("there is no folder or file /nowhere" in mistake for mistake in library().mistakes())
+    assert "cards: there is no folder or file /nowhere ($GRAFTWORK_CARD_PATH names it)" in library().mistakes()
+
+
+def test_a_place_that_a_plugin_does_not_have_is_said(place: Any, tmp_path: Path) -> None:
+    (tmp_path / "packaged").rmdir()
+    said = [mistake for mistake in library().mistakes() if f"no folder or file {tmp_path}/packaged" in mistake]
+    assert len(said) == 1
+    assert "$GRAFTWORK_CARD_PATH" not in said[0]
 
 
 # Names
@@ -357,6 +365,19 @@ def test_a_model_and_its_tokenizer_by_a_cards_name(place: Any, toy_model: Any, t
     assert build_tokenizer(ModelParams(model_name="toy_1m_chat")).eos_token == "<|eot_id|>"
     other = ModelParams(model_name="toy_1m", load_pretrained_weights=False, tokenizer_name="toy_1m_chat")
     assert build_tokenizer(other).eos_token == "<|eot_id|>"
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("ffn_inner_dim", "intermediate_size, the width itself"), ("use_scaled_rope", "rope_parameters")],
+)
+def test_an_override_that_is_a_rule_in_fairseq2(place: Any, key: str, said: str) -> None:
+    from graftwork import ModelParams, build_model
+
+    file = place("own", "a.yaml", f"name: ruled\nmodel_arch: toy_1m\nmodel_config_override: {{{key}: 1}}\n")
+    text = f"card 'ruled' ({file}:1): model_config_override: {key} is no field of transformers by itself: write {said}"
+    with pytest.raises(ModelError, match=re.escape(text)):
+        build_model(ModelParams(model_name="ruled", load_pretrained_weights=False))
 
 
 def test_fresh_weights_of_a_card_on_the_hub_need_no_network(place: Any) -> None:

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork.builders.fairseq2_names import FIELDS
+from graftwork.builders.fairseq2_names import FIELDS, RULED
 from graftwork.errors import ModelError
 from graftwork.registry import get_registry
 from graftwork.sources.cards import library
@@ -90,7 +90,17 @@ def tokenizer_of_card(params: ModelParams) -> ModelParams:
 
 
 def _overrides(card: Card) -> dict[str, Any]:
-    """What a card says about the configuration, by transformers' names."""
+    """What a card says about the configuration, by transformers' names.
+
+    Raises :class:`ModelError` for what only becomes one by a rule, from several values of the card's architecture.
+    """
+    for key in card.model_config_override:
+        if key in RULED - {"rope_theta"}:
+            name = {"ffn": "intermediate_size, the width itself", "dro": "attention_dropout"}.get(
+                key[:3], "rope_parameters"
+            )
+            where = f"card {card.name!r} ({card.place}): model_config_override"
+            raise ModelError(f"{where}: {key} is no field of transformers by itself: write {name}")
     return {FIELDS.get(key, key): value for key, value in card.model_config_override.items()}
 
 

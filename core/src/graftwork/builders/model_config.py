@@ -54,12 +54,12 @@ def config_of_folder(
     _refuse_unknown(values, path, family)
     plain = without_code(values)
     kind = plain.pop("model_type")
-    return _build(kind, {**plain, **_known(kind, changes, known=plain)})
+    return _build(kind, _over(plain, _known(kind, changes, known=plain)))
 
 
 def config_of_values(model_type: str, values: Mapping[str, Any], changes: Mapping[str, Any]) -> PretrainedConfig:
     """A preset's configuration, with ``changes`` over it."""
-    return _build(model_type, {**values, **_known(model_type, changes, known=values)})
+    return _build(model_type, _over(values, _known(model_type, changes, known=values)))
 
 
 def _build(model_type: str, values: Mapping[str, Any]) -> PretrainedConfig:
@@ -115,6 +115,25 @@ def _known(model_type: str, changes: Mapping[str, Any], *, known: Mapping[str, A
         if isinstance(value, dict) and without_code(value) != value:
             raise UsageError(f"model.model_kwargs: {key} holds a key that can name code; remove it ({_CODE_KEYS})")
     return changes
+
+
+def _over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``changes`` over ``values``. The older spellings of rotary values go into ``rope_parameters`` where that is
+    stated: transformers would read them only where it is not. ``rope_scaling`` replaces how frequencies are stretched.
+    """
+    rope, older = values.get("rope_parameters"), {key: changes[key] for key in _ROTARY if key in changes}
+    if not older or not isinstance(rope, dict) or "rope_parameters" in changes:
+        return {**values, **changes}
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise UsageError(
+            f"model.model_kwargs: {', '.join(older)}: this model has rotary values for each kind of layer "
+            f"({', '.join(rope)}): write rope_parameters"
+        )
+    if "rope_scaling" in older:
+        scaling = older.pop("rope_scaling") or {"rope_type": "default"}
+        rope = {**{key: value for key, value in rope.items() if key in _ROTARY}, **scaling}
+    rest = {key: value for key, value in changes.items() if key not in _ROTARY}
+    return {**values, **rest, "rope_parameters": {**rope, **older}}
 
 
 def _changed(config: PretrainedConfig, changes: Mapping[str, Any]) -> PretrainedConfig:

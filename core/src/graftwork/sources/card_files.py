@@ -70,12 +70,12 @@ class Document:
         return Mistake(f"card {self.name!r} ({self.file}:{line}): {key}: {text}")
 
 
-def documents_of(path: Path) -> tuple[list[Document], list[Mistake]]:
-    """Every card under a folder, or in a file, and what could not be read at all."""
+def documents_of(path: Path, label: str) -> tuple[list[Document], list[Mistake]]:
+    """Every card under a folder, or in a file, and what could not be read at all. ``label`` says who names it."""
     documents: list[Document] = []
     mistakes: list[Mistake] = []
     if not path.exists():
-        return [], [Mistake(f"cards: there is no folder or file {path} ($GRAFTWORK_CARD_PATH names it)")]
+        return [], [Mistake(f"cards: there is no folder or file {path} ({label} names it)")]
     for file in [path] if path.is_file() else sorted(path.rglob("*.y*ml")):
         try:
             state = file.stat()

@@ -226,12 +226,12 @@ def library(environ: Mapping[str, str] | None = None) -> Library:
 
 
 def search_order(environ: Mapping[str, str]) -> list[tuple[str, Path]]:
-    """Where cards are looked for, with whose they are; of those, ``$GRAFTWORK_CARD_PATH`` must be there."""
+    """Where cards are looked for, with whose they are; only those of users may be missing."""
     own = [(f"${CARD_PATH}", local.expanded(part)) for part in environ.get(CARD_PATH, "").split(os.pathsep) if part]
     shared = [*_of_user(environ), ("the system", _SYSTEM)]
     table = get_registry().asset_cards
     plugins = [(table.owner(name).distribution, spec.path) for name, spec in table.items()]
-    return [*own, *((label, path) for label, path in [*shared, *plugins] if path.exists())]
+    return [*own, *((label, path) for label, path in shared if path.exists()), *plugins]
 
 
 def _of_user(environ: Mapping[str, str]) -> list[tuple[str, Path]]:
@@ -243,7 +243,7 @@ def _of_user(environ: Mapping[str, str]) -> list[tuple[str, Path]]:
 
 
 def _read(label: str, path: Path) -> _Source:
-    documents, mistakes = documents_of(path)
+    documents, mistakes = documents_of(path, label)
     by_name: dict[str, list[Document]] = {}
     for document in documents:
         by_name.setdefault(document.name.casefold(), []).append(replace(document, source=label))
