@@ -135,11 +135,12 @@ def test_weights_without_a_configuration_beside_them(stand_in: Path, pickled: bo
     (folder / "config.json").unlink()
     if pickled:
         (folder / "model.safetensors").unlink()
-        torch.save(expected.state_dict(), folder / "pytorch_model.bin")
+        torch.save(expected.bfloat16().state_dict(), folder / "pytorch_model.bin")
     hub = model_hub("llama")
     for config in (theirs, import_module("graftwork_llama").LLaMAConfig.from_transformers(theirs)):
         model = hub.load_custom_model(folder, config, device=torch.device("cpu"))
         assert torch.equal(model(ids).logits, expected(ids).logits)
+        assert model.dtype is (torch.bfloat16 if pickled else torch.float32)
     with pytest.raises(ModelError, match=r"there is no config\.json"):
         hub.load_model(folder)
 

@@ -153,8 +153,7 @@ def test_an_architecture_without_a_language_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n", b"\xff" * 9, b"\2" + bytes(7) + b"[]", b""],
+    "content", [b"version https://git-lfs.github.com/spec/v1\n", b"\xff" * 9, b"\2" + bytes(7) + b"[]", b""]
 )
 def test_a_weight_file_that_is_none(toy_model: Any, content: bytes) -> None:
     path = toy_model("llama")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from graftwork.checkpoints.loading import stored_dtype
+from graftwork.checkpoints.safetensors_files import read_headers
 from graftwork.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("graftwork.model")
 
-# safetensors' names of the floating types that a checkpoint may be in
-_STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# The floating types that a model may be built in
+_LOADED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _DISPATCHED = ("balanced", "balanced_low_0", "sequential")
 
 DeviceMap = str | Mapping[str, Any] | None
@@ -60,16 +61,10 @@ def checkpoint_dtype(config_values: Mapping[str, Any], path: Path) -> torch.dtyp
     if stated and isinstance(getattr(torch, str(stated), None), torch.dtype):
         dtype: torch.dtype = getattr(torch, str(stated))
         return dtype
-    files = sorted(path.glob("*.safetensors"))
-    for file in files:
-        for name in _stored_dtypes(file):
-            if name in _STORED:
-                return _STORED[name]
-    if not files and (path / "config.json").is_file():
-        from graftwork.checkpoints.loading import stored_dtype
-
+    if not (files := sorted(path.glob("*.safetensors"))):
         return stored_dtype(path) or torch.float32
-    return torch.float32
+    headers = (entry.header for file in files for entry in read_headers(file).values())
+    return next((header.dtype for header in headers if header.dtype in _LOADED), torch.float32)
 
 
 def choose_dtype(asked: str, device: torch.device, stored: torch.dtype | None) -> torch.dtype:
@@ -112,13 +107,3 @@ def _check_present(device: torch.device) -> None:
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ModelError("model.device_map mps: this machine has none; auto takes what there is")
-
-
-def _stored_dtypes(file: Path) -> list[str]:
-    """The dtype names in a safetensors file, from its header (8 bytes of length, then JSON)."""
-    try:
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    except ValueError as error:
-        raise ModelError(f"{file}: a weight file is damaged or was cut off: fetch it again") from error
-    return [entry["dtype"] for name, entry in header.items() if name != "__metadata__"]

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from graftwork.builders.dtype import DeviceMap, device_of
 from graftwork.builders.quiet import no_progress_bar
+from graftwork.checkpoints.huggingface import HF, shard_files
 from graftwork.checkpoints.loading import lazy_weights, load_generation_config
 from graftwork.errors import ModelError
 
@@ -80,6 +81,7 @@ def load(cls: type[PreTrainedModel], path: Path, **keywords: Any) -> PreTrainedM
         raise ModelError(
             f'model {path}: torch.device("meta") builds without weights: set load_pretrained_weights=False'
         )
+    shard_files(path, HF)  # raises for shards that are missing, or lie elsewhere
     weights = lazy_weights(path, keywords["config"])
     with _explained(f"model {path}"), _quiet(), _without_adapter(path) as folder:
         model, info = cls.from_pretrained(

@@ -48,7 +48,7 @@ class Plan:
 def plan(reference: str, **options: Any) -> Plan:
     """What :func:`download` would bring, by the same arguments; asks the Hub, and writes nothing."""
     repository, revision = _named(reference, options.pop("revision", None))
-    with _without_bars():
+    with without_bars():
         rows = _snapshot(repository, revision, dry_run=True, **options)
     if not rows:
         raise ModelError(f"model {repository}: the patterns leave nothing of it; mend --ignore-patterns")
@@ -113,8 +113,8 @@ def _snapshot(
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """Asking what there is takes a moment; huggingface_hub would draw a bar for it."""
+def without_bars() -> Iterator[None]:
+    """Without huggingface_hub's bars, where asking what there is takes a moment, or nobody wants them."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     shown = not are_progress_bars_disabled()

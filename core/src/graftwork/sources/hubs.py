@@ -9,7 +9,7 @@ A hub loads cards first; any other name of a model (a folder, a Hub id) works as
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,12 @@ from graftwork.errors import ModelError, UnknownNameError, UsageError, did_you_m
 from graftwork.registry import get_registry
 from graftwork.sources import local
 from graftwork.sources.cards import Card, folder_of, library
+from graftwork.sources.download import without_bars
 from graftwork.sources.resolve import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -257,16 +259,5 @@ def _device(device: Any) -> str:
     return "auto" if device is None else str(device)
 
 
-@contextmanager
-def _progress(shown: bool) -> Iterator[None]:
-    """Without the bars of downloads, where they are not wanted."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    if shown or are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
+def _progress(shown: bool) -> AbstractContextManager[None]:
+    return nullcontext() if shown else without_bars()

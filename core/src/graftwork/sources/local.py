@@ -59,4 +59,7 @@ def read_config(path: Path, family: str | None = None) -> dict[str, Any]:
         raise ModelError(f"{file}: not readable as JSON: {error}") from error
     if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
         raise ModelError(f"{file}: there is no model_type in it, so the architecture is unknown")
+    names = values.get("architectures")
+    if not isinstance(names, list | None) or not all(isinstance(name, str) for name in names or ()):
+        raise ModelError(f"{file}: architectures is {names!r}, and must be a list of names; mend it, or remove it")
     return values
