@@ -507,6 +507,14 @@ def test_headers_that_lie(folder: Path, header: str, key: str, what: str) -> Non
     assert any(each.key == key and what in each.what for each in findings)
 
 
+def test_a_file_that_was_cut_off_is_one_finding(folder: Path) -> None:
+    entries = ",".join(_entry(name, at, at + 4) for at, name in zip(range(0, 20, 4), "abcde", strict=True))
+    _safetensors(folder / "model.safetensors", f"{{{entries}}}", 6)
+    finding = only(folder)
+    assert finding.key == "b"
+    assert finding.what == "it would lie at bytes 4 to 8 of 6, and 3 more beyond its end: the file was cut off"
+
+
 def test_a_shape_larger_than_any_float(folder: Path) -> None:
     header = json.dumps({"a": {"dtype": "F32", "shape": [10**200, 10**200], "data_offsets": [0, 0]}}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

@@ -92,26 +92,35 @@ def _problems(file: Path) -> Iterator[tuple[str, str]]:
         if key == "__metadata__":
             continue
         try:
-            begin, end = _span(dict(entry), room)
+            begin, end = _span(dict(entry))
             spans.append((begin, end, key))
         except (KeyError, TypeError, ValueError) as error:
             yield key, str(error) if type(error) is ValueError else "its entry in the header is none of a tensor"
+    yield from _beyond(sorted(spans), room)
     yield from _overlaps(sorted(spans), room)
 
 
-def _span(entry: dict[str, Any], room: int) -> tuple[int, int]:
+def _span(entry: dict[str, Any]) -> tuple[int, int]:
     begin, end = entry["data_offsets"]
     shape = entry["shape"]
     if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
         raise ValueError("its shape or its place is no number")
     if entry["dtype"] not in _BITS:
         raise ValueError(f"its dtype {str(entry['dtype'])[:20]!r} is not known")
-    if begin > end or end > room:
-        raise ValueError(f"it would lie at bytes {begin:,} to {end:,} of {room:,}")
+    if begin > end:
+        raise ValueError(f"it would lie at bytes {begin:,} to {end:,}")
     wanted = math.prod(shape) * _BITS[entry["dtype"]]
     if (end - begin) * 8 != wanted:
         raise ValueError(f"it has {end - begin:,} bytes, and its shape and dtype need {wanted // 8:,}")
     return begin, end
+
+
+def _beyond(spans: list[tuple[int, int, str]], room: int) -> Iterator[tuple[str, str]]:
+    """One finding for a file that ends too early, however many tensors it lacks."""
+    lacking = [span for span in spans if span[1] > room]
+    for begin, end, key in lacking[:1]:
+        more = f", and {len(lacking) - 1:,} more beyond its end" if len(lacking) > 1 else ""
+        yield key, f"it would lie at bytes {begin:,} to {end:,} of {room:,}{more}: the file was cut off"
 
 
 def _overlaps(spans: list[tuple[int, int, str]], room: int) -> Iterator[tuple[str, str]]:
