@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -78,6 +79,17 @@ def test_stretched_frequencies_there_and_back() -> None:
 def test_the_width_of_the_feed_forward_layers(inner: int, multiplier: float, multiple: int, width: int) -> None:
     values = {"ffn_inner_dim": inner, "ffn_inner_dim_scale": 2 / 3, "ffn_inner_dim_multiplier": multiplier}
     assert ffn_width({**values, "ffn_inner_dim_multiple_of": multiple}) == width
+
+
+def test_what_has_no_field_is_kept() -> None:
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
+    values = {**sizes, "rms_norm_eps": 0.5, "attention_bias": True, "eos_token_id": [7, 8], "head_dim": 8}
+    config = AutoConfig.for_model("llama", **values)
+    kept = Toy.from_transformers(config)
+    assert kept.stated == {"rms_norm_eps": 0.5, "attention_bias": True, "eos_token_id": [7, 8], "head_dim": 8}
+    assert kept.to_transformers().to_dict() == config.to_dict()
+    assert replace(kept, num_layers=3).to_transformers().rms_norm_eps == 0.5
+    assert Toy.from_transformers(Toy().to_transformers()).stated == {}
 
 
 def test_what_cannot_be_said_is_an_error() -> None:

@@ -84,10 +84,9 @@ class FamilyConfig:
             raise ModelError(f"{cls.__name__} is of model_type {cls.model_type!r}, and this is {config.model_type!r}")
         rope = config.rope_parameters
         made: Any = cls()
-        own = {name: theirs for name, theirs in FIELDS.items() if hasattr(made, name)}
-        for name, theirs in own.items():
-            setattr(made, name, getattr(config, theirs))
-        made.stated = _unnamed(config, {*own.values(), "intermediate_size", "rope_parameters", "model_type"})
+        for name, theirs in FIELDS.items():
+            if hasattr(made, name):
+                setattr(made, name, getattr(config, theirs))
         made.ffn_inner_dim, made.ffn_inner_dim_scale = config.intermediate_size, 1.0
         made.ffn_inner_dim_multiplier, made.ffn_inner_dim_multiple_of = 1.0, 1
         made.rope_theta, made.use_scaled_rope = rope["rope_theta"], rope["rope_type"] == "llama3"
@@ -99,6 +98,10 @@ class FamilyConfig:
             )
         elif rope["rope_type"] != "default":
             raise ModelError(f"{cls.__name__} cannot say rope_type {rope['rope_type']!r}")
+        said = made.to_transformers().to_dict()
+        made.stated = {
+            key: value for key, value in config.to_dict().items() if said.get(key) != value and key[0] != "_"
+        }
         return made
 
 
@@ -125,13 +128,6 @@ def ffn_width(values: Mapping[str, Any]) -> int:
     width = int(values["ffn_inner_dim"] * values.get("ffn_inner_dim_multiplier", 1.0))
     multiple = values.get("ffn_inner_dim_multiple_of", 1)
     return int(multiple * ceil(int(width * values.get("ffn_inner_dim_scale", 1.0)) / multiple))
-
-
-def _unnamed(config: PretrainedConfig, named: set[str]) -> dict[str, Any]:
-    """What a configuration says that is no default of transformers and no field here, by transformers' names."""
-    followed = getattr(config, "head_dim", None) == config.hidden_size // config.num_attention_heads
-    left_out = {*named, "transformers_version", *(("head_dim",) if followed else ())}
-    return {key: value for key, value in config.to_diff_dict().items() if key not in left_out}
 
 
 def _rope(values: Mapping[str, Any]) -> dict[str, Any]:
