@@ -105,7 +105,12 @@ def test_every_example_is_in_the_list() -> None:
 
 
 def test_there_is_something_to_run() -> None:
-    assert {snippet.document.name for snippet in PYTHON} == {"README.md", "architecture.md", "coming-from.md", "plugins.md"}
+    assert {snippet.document.name for snippet in PYTHON} == {
+        "README.md",
+        "architecture.md",
+        "coming-from.md",
+        "plugins.md",
+    }
     assert BASH
     assert YAML
 
