@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from graftwork import ModelParams, PeftParams, attach_adapter, build_model, merge_adapter
 from graftwork.adapters import load_adapter, resolve_lora_targets
+from graftwork.adapters.folder import adapter_folder
 from graftwork.errors import GraftworkError, ModelError, UsageError
 from graftwork.specs import ModelFamily
 
@@ -393,3 +394,8 @@ def test_merging_needs_an_adapter(toy_model: Any, trained: tuple[Path, Path, tor
         merge_adapter(built(adapter), adapter)
     with pytest.raises(ModelError, match=r"there is no adapter_config\.json"):
         merge_adapter(base)
+
+
+def test_an_adapter_that_is_not_there_is_called_one() -> None:
+    with pytest.raises(ModelError, match=r"adapter \./nowhere \(model\.adapter_model\): .*there is no folder"):
+        adapter_folder("./nowhere")

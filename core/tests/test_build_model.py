@@ -544,7 +544,9 @@ def test_without_a_plugin_the_kind_that_is_missing_is_named(toy_model: Any, inst
     assert text in str(caught.value)
     assert "`pip install graftwork-bitsandbytes` brings 8 and 4 bits. Installed: none" in str(caught.value)
     install_plugin(QUANTIZERS)
-    with pytest.raises(MissingExtraError, match=r"elsewhere \(8/5 bits on tpu\)"):
+    with pytest.raises(
+        MissingExtraError, match=r"Set it to 2 or 3 or 6 or 8\. Installed: elsewhere \(8/5 bits on tpu\)"
+    ):
         build_model(params, PeftParams(q_lora=True, q_lora_bits=5))
 
 

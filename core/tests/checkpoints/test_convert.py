@@ -344,6 +344,11 @@ def test_sizes(text: str | int, nbytes: int) -> None:
     assert size_in_bytes(text) == nbytes
 
 
+def test_a_size_on_the_command_line_has_its_unit() -> None:
+    with pytest.raises(UsageError, match="write a number with a unit, as 5GB or 500MB"):
+        size_in_bytes("200")
+
+
 def test_the_command(toy_model: ToyModel, tmp_path: Path, graft: Callable[..., tuple[int, str, str]]) -> None:
     source = toy_model("llama")
     code, out, _ = graft("convert", source, tmp_path / "out", "--to", "meta", "--model-parallel", 2)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from graftwork.errors import MissingExtraError, UsageError
+from graftwork.errors import MissingExtraError, ModelError, UsageError
 from graftwork_llama import code_llama2, llama2, llama3, llama3_1, llama3_2
 
 SHAPE = {
@@ -150,12 +150,17 @@ def test_sized_lora_on_meta() -> None:
     assert trained == 32 * 2 * (4096 * 4 + 4 * 4096)
 
 
+def test_sizes_that_do_not_fit_together_are_one_error() -> None:
+    with pytest.raises(ModelError, match="the configuration of this llama model is not valid"):
+        llama3.llama3(**{**SHAPE, "num_heads": 3})
+
+
 def test_modules_are_checked_as_in_torchtune() -> None:
     with pytest.raises(ValueError, match="lora_attn_modules is empty: name one or more of q_proj, k_proj"):
         llama3.lora_llama3_8b([])
     with pytest.raises(UsageError, match=r"is the text .q_proj., and takes a list: \[.q_proj.\]"):
         llama3.lora_llama3_8b("q_proj")
-    with pytest.raises(UsageError, match="'o_proj' is not known: did you mean"):
+    with pytest.raises(UsageError, match="'o_proj' is not known: did you mean output_proj"):
         llama3.lora_llama3_8b(["o_proj"])
     with pytest.raises(UsageError, match="apply_lora_to_output: the output layer of this model is its embedding"):
         llama3_2.lora_llama3_2_1b(["q_proj"], False, True)

@@ -18,7 +18,10 @@ _WEIGHTS = "adapter_model.safetensors"
 
 def adapter_folder(name: str | Path) -> Path:
     """The folder of an adapter given by path, URI or Hub id. Raises :class:`ModelError` where it holds none."""
-    resolved = resolve(str(name) if isinstance(name, str) else str(name.absolute()))
+    try:
+        resolved = resolve(str(name) if isinstance(name, str) else str(name.absolute()))
+    except ModelError as error:
+        raise ModelError(f"adapter {name} (model.adapter_model): {error}") from error
     if resolved.kind == "preset":
         raise ModelError(f"adapter {name}: this is a preset; give an adapter's folder or Hub id")
     path = locate(resolved)

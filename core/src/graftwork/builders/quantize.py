@@ -58,8 +58,16 @@ def _usable(spec: QuantizerSpec, device: torch.device) -> QuantizerSpec:
 
 def _missing(bits: int, device: torch.device) -> str:
     specs = get_registry().quantizers.values()
-    others = sorted(f"{spec.name} ({'/'.join(map(str, spec.bits))} bits on {'/'.join(spec.devices)})" for spec in specs)
+    installed = sorted(
+        f"{spec.name} ({'/'.join(map(str, spec.bits))} bits on {'/'.join(spec.devices)})" for spec in specs
+    )
+    here = sorted({each for spec in specs if device.type in spec.devices for each in spec.bits})
+    remedy = (
+        f"Set it to {' or '.join(map(str, here))}"
+        if here
+        else "A quantizer plugin is needed: `pip install graftwork-bitsandbytes` brings 8 and 4 bits"
+    )
     return (
-        f"peft.q_lora_bits {bits}: no installed plugin quantizes to {bits} bits on {device.type}. A quantizer plugin "
-        f"is needed: `pip install graftwork-bitsandbytes` brings 8 and 4 bits. Installed: {', '.join(others) or 'none'}"
+        f"peft.q_lora_bits {bits}: no installed plugin quantizes to {bits} bits on {device.type}. {remedy}. "
+        f"Installed: {', '.join(installed) or 'none'}"
     )

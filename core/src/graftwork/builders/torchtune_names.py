@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 
 from graftwork.builders.load import fresh, model_class
+from graftwork.builders.model_config import config_of_values
 from graftwork.builders.quantize import choose_quantizer, quantizer_options
 from graftwork.config import PeftParams
 from graftwork.errors import UsageError, did_you_mean
@@ -137,14 +138,12 @@ def generic_builders(
     kinds = {model_type: {}} if isinstance(model_type, str) else model_type
 
     def config(arguments: Mapping[str, Any]) -> PretrainedConfig:
-        from transformers import AutoConfig
-
         found_type = _model_type(name, kinds, arguments)
         given = {key: value for key, value in arguments.items() if key not in kinds[found_type] and value is not None}
         if given.get("intermediate_dim") is None:
             given["intermediate_dim"] = scale_hidden_dim(given["embed_dim"])
         found = _nested(given, {**FIELDS, **(fields or {})}, values)
-        return AutoConfig.for_model(found_type, **{**found, **(derive(arguments) if derive else {})})
+        return config_of_values(found_type, {**found, **(derive(arguments) if derive else {})}, {})
 
     def lora(arguments: dict[str, Any]) -> PeftModel:
         peft = {key: arguments.pop(key) for key in signature(lora_params).parameters if key in arguments}
@@ -298,4 +297,5 @@ def _check_modules(names: Sequence[str]) -> None:
         raise LoraModulesError(f"lora_attn_modules is empty: name one or more of {', '.join(LORA_MODULES)}")
     for name in names:
         if name not in LORA_MODULES:
-            raise LoraModulesError(f"lora_attn_modules: {name!r} is not known: {did_you_mean(name, LORA_MODULES)}")
+            hint = "did you mean output_proj?" if name == "o_proj" else did_you_mean(name, LORA_MODULES)
+            raise LoraModulesError(f"lora_attn_modules: {name!r} is not known: {hint}")

@@ -44,7 +44,7 @@ _BESIDE = (
 )
 _CONFIGS = ("config.json", "adapter_config.json")
 _OF_ADAPTERS = {"hf": "adapter", "hf-bin": "adapter-bin"}
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,9 @@ def convert(
 
 
 def size_in_bytes(size: str | int) -> int:
-    """Bytes of ``5GB`` and the like; a plain number is bytes. Raises :class:`UsageError`."""
+    """Bytes of ``5GB`` and the like; an ``int`` is bytes. Raises :class:`UsageError`."""
+    if isinstance(size, int) and size > 0:
+        return size
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", str(size).strip().upper())
     if match is None or match.group(2) not in _UNITS or float(match.group(1)) == 0:
         raise UsageError(f"--max-shard-size {size!r}: write a number with a unit, as 5GB or 500MB")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import click
 
+FEW = 16
+"""Files that are listed by name."""
+
 
 @click.command()
 @click.argument("source")
@@ -35,4 +38,5 @@ def convert(
         from_format=from_format,
     )
     click.echo(f"{done.source} to {done.target}: {done.tensors} tensors, {done.nbytes / 1e6:,.1f} MB")
-    click.echo(f"written: {done.path} ({', '.join(done.files)})")
+    files = ", ".join(done.files) if len(done.files) <= FEW else f"{len(done.files)} files"
+    click.echo(f"written: {done.path} ({files})")
