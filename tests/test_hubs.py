@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -197,6 +198,19 @@ def test_a_card_whose_checkpoint_is_another_than_its_architecture(
     file.write_text("name: llama3_2_1b\nmodel_arch: gemma_2b\ncheckpoint: weights\n")
     with pytest.raises(ModelError, match="model_arch gemma_2b is a gemma model, and its checkpoint a llama: mend"):
         graftwork.load_model("llama3_2_1b")
+
+
+def test_an_override_is_near_a_name_of_fairseq2_where_the_family_has_those(stand_in: Path) -> None:
+    file = stand_in / "cards.yaml"
+    file.write_text(CARDS + "---\nname: odd\nbase: llama3_2_1b\nmodel_config_override: {modeldim: 3}\n")
+    said = (
+        f"card 'odd' ({file}:19): model_config_override: 'modeldim' is no key of a llama configuration: did you mean "
+    )
+    hub = model_hub("llama")
+    for call in (hub.load_model, hub.get_model_config, graftwork.load_model):
+        with pytest.raises(ModelError, match=re.escape(f"{said}model_dim?")):
+            call("odd")
+    assert any(mistake.startswith(f"{said}model_dim?") for mistake in library().mistakes())
 
 
 def test_a_hub_has_the_cards_of_its_family(stand_in: Path) -> None:

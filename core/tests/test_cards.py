@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -211,6 +213,8 @@ MISTAKES = {
     "name: a\ntokenizer_config_override: {use_eot: 1}": "use_eot is 1, and must be true or false",
     "name: a\nmodel_config_override: {text_config: {auto_map: x}}": "auto_map could name code, which a card never does",
     "name: a\ncheckpoint: ''": "a.yaml:2): checkpoint: '' is no place",
+    "name: a\ncheckpoint: s3://b": "a.yaml:2): checkpoint: s3://b: there is no source 's3'; Known: file, hf, https",
+    "name: a\ntokenizer: hff://org/b": "a.yaml:2): tokenizer: hff://org/b: there is no source 'hff'; did you mean hf?",
     'name: a\ntokenizer: "/a\\0b"': "a.yaml:2): tokenizer: '/a\\x00b' is no place",
     "name: a\ncheckpoint: ~nobody-of-this-name/a": "checkpoint: ~nobody-of-this-name/a: there is no such home",
     "name: a\nbase: b": "a.yaml:2): base: there is no card 'b' to build on",
@@ -375,9 +379,94 @@ def test_an_override_that_is_a_rule_in_fairseq2(place: Any, key: str, said: str)
     from graftwork import ModelParams, build_model
 
     file = place("own", "a.yaml", f"name: ruled\nmodel_arch: toy_1m\nmodel_config_override: {{{key}: 1}}\n")
-    text = f"card 'ruled' ({file}:1): model_config_override: {key} is no field of transformers by itself: write {said}"
+    text = f"card 'ruled' ({file}:3): model_config_override: {key} is no field of transformers by itself: write {said}"
     with pytest.raises(ModelError, match=re.escape(text)):
         build_model(ModelParams(model_name="ruled", load_pretrained_weights=False))
+    assert any(text in mistake for mistake in library().mistakes())
+
+
+def test_an_override_that_nothing_has_is_said_of_its_card(place: Any) -> None:
+    from graftwork import ModelParams, build_model
+
+    file = place(
+        "own",
+        "a.yaml",
+        "name: odd\nmodel_arch: toy_1m\nmodel_config_override: {hiden_size: 3}\n---\nname: over\nbase: odd\n---\n"
+        "name: good\nmodel_arch: toy_1m\n---\nname: good@user\nmodel_config_override: {window_len: 3}\n---\n"
+        "name: own\nmodel_arch: toy_1m\nmodel_config_override: {max_seq_len: 8, rope_theta: 2.0, n_ctx_x: 1}\n",
+    )
+    where, none = "model_config_override", "is no key of a llama configuration: "
+    said = {
+        "odd": f"card 'odd' ({file}:3): {where}: 'hiden_size' {none}did you mean hidden_size?",
+        "over": f"card 'over' ({file}:3): {where}: 'hiden_size' {none}did you mean hidden_size?",
+        "good": f"card 'good' ({file}:12): {where}: 'window_len' (sliding_window in transformers) {none}",
+        "own": f"card 'own' ({file}:16): {where}: 'n_ctx_x' {none}",
+    }
+    listed = library().mistakes()
+    assert len(listed) == len(said)
+    for name, text in said.items():
+        assert any(mistake.startswith(text) for mistake in listed), name
+        with pytest.raises(ModelError, match=re.escape(text)):
+            build_model(ModelParams(model_name=name, load_pretrained_weights=False))
+    with pytest.raises(ModelError, match=r"^model\.model_kwargs: 'hiden' is no key"):
+        build_model(ModelParams(model_name="toy_1m", load_pretrained_weights=False, model_kwargs={"hiden": 1}))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("{model_dim: abc}", "model_dim='abc': the configuration of this llama model is not valid"),
+        ("{model_dim: 33}", "model_dim=33: the configuration of this llama model is not valid"),
+        ("{num_layers: 1.5, vocab_size: 64}", "num_layers=1.5: the configuration of this llama model is not valid"),
+    ],
+)
+def test_an_override_of_a_wrong_type_is_said_of_its_card(place: Any, toy_model: Any, override: str, said: str) -> None:
+    from graftwork import ModelParams, build_model
+    from graftwork.builders.model import model_config
+
+    file = place("own", "a.yaml", f"name: odd\nmodel_arch: toy_1m\nmodel_config_override: {override}\n")
+    text = f"^card 'odd' ({file}:3): model_config_override: {said}"
+    for call in (build_model, model_config):
+        with pytest.raises(ModelError, match=re.escape(text).replace(r"\^", "^")):
+            call(ModelParams(model_name="odd", load_pretrained_weights=False))
+    kwargs = {"hidden_size": 16, "num_hidden_layers": 1}
+    given = ModelParams(model_name="odd", load_pretrained_weights=False, model_kwargs=kwargs)
+    assert build_model(given).config.hidden_size == 16, "what is given goes over the card"
+    with pytest.raises(ModelError, match=r"^the configuration of this llama model is not valid"):
+        build_model(given.model_copy(update={"model_kwargs": {**kwargs, "vocab_size": "x"}}))
+
+
+def test_the_keys_of_a_checkpoint_here_count(place: Any, toy_model: Any) -> None:
+    weights = toy_model("llama")
+    text = "name: a\nmodel_family: other\ncheckpoint: {}\nmodel_config_override: {{{}: 1}}\n"
+    place("own", "a.yaml", text.format(weights, "rms_norm_eps"))
+    assert library().mistakes() == []
+    place("own", "a.yaml", text.format("hf://org/a", "rms_norm_eps"))
+    assert "'rms_norm_eps' is no key of a gpt2 configuration" in library().mistakes()[0]
+
+
+def test_keys_read_from_the_source_are_those_of_the_classes() -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from graftwork.builders.model_config import config_keys
+    from graftwork.sources.config_keys import source_keys
+
+    for model_type in ("llama", "gpt2", "gemma3_text", "qwen3", "mixtral", "phi3", "bert"):
+        assert source_keys(model_type) == config_keys(CONFIG_MAPPING[model_type])
+    for unknown in ("no_such_model", "../llama", "", "roberta-x"):
+        assert source_keys(unknown) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "said"), [("", "did you mean hidden_size"), ("sys.modules['transformers'] = None", "[]")]
+)
+def test_overrides_are_checked_without_transformers(place: Any, tmp_path: Path, before: str, said: str) -> None:
+    place("own", "a.yaml", "name: odd\nmodel_arch: toy_1m\nmodel_config_override: {hiden_size: 3}\n")
+    code = f"import sys\n{before}\nfrom graftwork.sources.cards import library\nprint(library().mistakes())\n"
+    code += "assert sys.modules.get('transformers') is None and 'torch' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert said in done.stdout
 
 
 def test_fresh_weights_of_a_card_on_the_hub_need_no_network(place: Any) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork.builders.fairseq2_names import FIELDS, RULED
+from graftwork.builders.changes import ChangeError
+from graftwork.builders.fairseq2_names import FIELDS
 from graftwork.errors import ModelError
 from graftwork.registry import get_registry
 from graftwork.sources.cards import library
+from graftwork.sources.overrides import by_transformers, said, unknown
 from graftwork.sources.resolve import checkpoint_of, resolve
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import PretrainedConfig
 
     from graftwork.config import ModelParams
-    from graftwork.sources.cards import Card
 
 logger = logging.getLogger("graftwork.model")
 
@@ -28,7 +32,7 @@ def model_of_card(params: ModelParams) -> ModelParams:
     card = resolve(params.model_name, revision=params.model_revision).card
     if card is None:
         return params
-    overrides = _overrides(card)
+    overrides = by_transformers(card)
     found: dict[str, Any] = {
         "model_kwargs": {**overrides, **params.model_kwargs},
         "family": params.family or card.model_family,
@@ -38,6 +42,23 @@ def model_of_card(params: ModelParams) -> ModelParams:
     checkpoint = checkpoint_of(card, revision=params.model_revision)
     name = f"hf://{checkpoint.name}" if checkpoint.kind == "hub" else checkpoint.name
     return params.model_copy(update={**found, "model_name": name, "model_revision": checkpoint.revision})
+
+
+@contextmanager
+def said_of_card(params: ModelParams) -> Iterator[None]:
+    """Where a configuration cannot have what the card of ``params`` says, the error names the card and its words."""
+    try:
+        yield
+    except ChangeError as error:
+        card = resolve(params.model_name, revision=params.model_revision).card
+        written = {FIELDS.get(key, key): key for key in card.model_config_override} if card is not None else {}
+        own = [written[key] for key in error.keys if key in written and key not in params.model_kwargs]
+        if card is None or not own:
+            raise
+        if error.names:
+            raise ModelError(unknown(card, own[0], error.model_type, error.names)) from error
+        values = ", ".join(f"{key}={card.model_config_override[key]!r}" for key in own)
+        raise ModelError(said(card, own[0], f"{values}: {error.text}")) from error
 
 
 def compare_with_arch(params: ModelParams, config: PretrainedConfig) -> None:
@@ -55,7 +76,7 @@ def compare_with_arch(params: ModelParams, config: PretrainedConfig) -> None:
         raise ModelError(
             f"{text} is a {arch.model_type} model, and its checkpoint a {config.model_type}: mend the card"
         )
-    changed = {*_overrides(card), *params.model_kwargs}
+    changed = {*by_transformers(card), *params.model_kwargs}
     differing = [
         f"{key} {getattr(config, key, None)!r} instead of {getattr(arch, key)!r}"
         for key in get_registry().presets[card.model_arch].values
@@ -87,21 +108,6 @@ def tokenizer_of_card(params: ModelParams) -> ModelParams:
         "family": params.family or tokenizer.family,
     }
     return params.model_copy(update=found)
-
-
-def _overrides(card: Card) -> dict[str, Any]:
-    """What a card says about the configuration, by transformers' names.
-
-    Raises :class:`ModelError` for what only becomes one by a rule, from several values of the card's architecture.
-    """
-    for key in card.model_config_override:
-        if key in RULED - {"rope_theta"}:
-            name = {"ffn": "intermediate_size, the width itself", "dro": "attention_dropout"}.get(
-                key[:3], "rope_parameters"
-            )
-            where = f"card {card.name!r} ({card.place}): model_config_override"
-            raise ModelError(f"{where}: {key} is no field of transformers by itself: write {name}")
-    return {FIELDS.get(key, key): value for key, value in card.model_config_override.items()}
 
 
 def is_file(name: str) -> bool:

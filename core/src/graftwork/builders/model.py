@@ -11,7 +11,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from graftwork.builders.attention import check_attention
-from graftwork.builders.cards import compare_with_arch, model_of_card
+from graftwork.builders.cards import compare_with_arch, model_of_card, said_of_card
 from graftwork.builders.dtype import DeviceMap, checkpoint_dtype, choose_device_map, choose_dtype, device_of
 from graftwork.builders.family import choose_family
 from graftwork.builders.freeze import freeze_layers
@@ -81,7 +81,8 @@ def build_model(params: ModelParams, peft_params: PeftParams | None = None, **mo
     params = model_of_card(named)
     peft = _one_peft(params.peft_params, peft_params)
     source, adapter = _source(params)
-    request, family, quantizer = _request(params, peft, source)
+    with said_of_card(named):
+        request, family, quantizer = _request(params, peft, source)
     compare_with_arch(named, request.config)
     model = _build(request, family)
     _remember_source(model, source)
@@ -99,8 +100,9 @@ def build_model(params: ModelParams, peft_params: PeftParams | None = None, **mo
 
 def model_config(params: ModelParams) -> PretrainedConfig:
     """The configuration of the model that ``params`` names; no weights are looked at."""
-    params = model_of_card(params)
-    return _configured(params, resolve(params.model_name, revision=params.model_revision))[0]
+    known = model_of_card(params)
+    with said_of_card(params):
+        return _configured(known, resolve(known.model_name, revision=known.model_revision))[0]
 
 
 def build_of_config(
@@ -121,10 +123,12 @@ def build_of_config(
 
 def load_as_stored(name: str) -> PreTrainedModel:
     """A checkpoint on the CPU in the precision that it is in, also float16: to be changed and saved, not run."""
-    params = model_of_card(ModelParams(model_name=name, device_map=None))
+    named = ModelParams(model_name=name, device_map=None)
+    params = model_of_card(named)
     source = resolve(params.model_name, revision=params.model_revision)
     _check_weights(params, source)
-    config, family, path = _configured(params, source)
+    with said_of_card(named):
+        config, family, path = _configured(params, source)
     dtype = checkpoint_dtype(read_config(path), path) if path is not None else torch.float32
     model: PreTrainedModel = _build(BuildRequest(params=params, config=config, path=path, dtype=dtype), family)
     _remember_source(model, source)

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from graftwork.errors import ModelError, UsageError, did_you_mean
+from graftwork.builders.changes import ChangeError, laid_over
+from graftwork.errors import ModelError, did_you_mean
+from graftwork.sources.config_keys import ROTARY
 from graftwork.sources.local import read_config
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from graftwork.specs import ModelFamily
@@ -35,9 +37,8 @@ _NAMES_CODE = frozenset(
         "_experts_implementation_internal",
     }
 )
+_HEAD = "model.model_kwargs: "
 _CODE_KEYS = ", ".join(sorted(_NAMES_CODE))
-# Spellings that every rotary configuration turns into its rope_parameters
-_ROTARY = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 
 
 def config_of_folder(
@@ -54,15 +55,27 @@ def config_of_folder(
     _refuse_unknown(values, path, family)
     plain = without_code(values)
     kind = plain.pop("model_type")
-    return _build(kind, _over(plain, _known(kind, changes, known=plain)))
+    return _build(kind, plain, _known(kind, changes, known=plain))
 
 
 def config_of_values(model_type: str, values: Mapping[str, Any], changes: Mapping[str, Any]) -> PretrainedConfig:
     """A preset's configuration, with ``changes`` over it."""
-    return _build(model_type, _over(values, _known(model_type, changes, known=values)))
+    return _build(model_type, values, _known(model_type, changes, known=values))
 
 
-def _build(model_type: str, values: Mapping[str, Any]) -> PretrainedConfig:
+def _build(model_type: str, values: Mapping[str, Any], changes: Mapping[str, Any]) -> PretrainedConfig:
+    """Raises :class:`ChangeError` where the values are valid and the changes are not."""
+    try:
+        return _made(model_type, laid_over(values, changes))
+    except ModelError as error:
+        if not changes or isinstance(error, ChangeError):
+            raise
+        _made(model_type, values)
+        named = [key for key in changes if f"'{key}'" in str(error)]
+        raise ChangeError(str(error), named or list(changes)) from error
+
+
+def _made(model_type: str, values: Mapping[str, Any]) -> PretrainedConfig:
     if model_type not in CONFIG_MAPPING:
         from graftwork.builders.base_model import config_class
 
@@ -109,45 +122,28 @@ def _known(model_type: str, changes: Mapping[str, Any], *, known: Mapping[str, A
     names = {*known, *(config_keys(CONFIG_MAPPING[model_type]) if model_type in CONFIG_MAPPING else ())}
     for key, value in changes.items():
         if key not in names or key in _NAMES_CODE:
-            raise UsageError(
-                f"model.model_kwargs: {key!r} is no key of a {model_type} configuration: {did_you_mean(key, names)}"
-            )
+            raise _no_key(key, names, model_type)
         if isinstance(value, dict) and without_code(value) != value:
-            raise UsageError(f"model.model_kwargs: {key} holds a key that can name code; remove it ({_CODE_KEYS})")
+            text = f"{key} holds a key that can name code; remove it ({_CODE_KEYS})"
+            raise ChangeError(text, [key], head=_HEAD)
     return changes
-
-
-def _over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``changes`` over ``values``. The older spellings of rotary values go into ``rope_parameters`` where that is
-    stated: transformers would read them only where it is not. ``rope_scaling`` replaces how frequencies are stretched.
-    """
-    rope, older = values.get("rope_parameters"), {key: changes[key] for key in _ROTARY if key in changes}
-    if not older or not isinstance(rope, dict) or "rope_parameters" in changes:
-        return {**values, **changes}
-    if any(isinstance(value, dict) for value in rope.values()):
-        raise UsageError(
-            f"model.model_kwargs: {', '.join(older)}: this model has rotary values for each kind of layer "
-            f"({', '.join(rope)}): write rope_parameters"
-        )
-    if "rope_scaling" in older:
-        scaling = older.pop("rope_scaling") or {"rope_type": "default"}
-        rope = {**{key: value for key, value in rope.items() if key in _ROTARY}, **scaling}
-    rest = {key: value for key, value in changes.items() if key not in _ROTARY}
-    return {**values, **rest, "rope_parameters": {**rope, **older}}
 
 
 def _changed(config: PretrainedConfig, changes: Mapping[str, Any]) -> PretrainedConfig:
     for key, value in changes.items():
         if not hasattr(config, key):
-            raise UsageError(
-                f"model.model_kwargs: {key!r} is no key of this configuration: {did_you_mean(key, config.to_dict())}"
-            )
+            raise _no_key(key, config.to_dict(), config.model_type)
         setattr(config, key, value)
     return config
+
+
+def _no_key(key: str, names: Collection[str], model_type: str) -> ChangeError:
+    text = f"{key!r} is no key of a {model_type} configuration: {did_you_mean(key, names)}"
+    return ChangeError(text, [key], model_type=model_type, names=names, head=_HEAD)
 
 
 def config_keys(config_class: type[PretrainedConfig]) -> set[str]:
     """The keys that a configuration class knows, under all their spellings."""
     declared = {*(field.name for field in fields(config_class)), *signature(config_class.__init__).parameters}
     names = declared - {"self", "args", "kwargs"} | set(config_class.attribute_map)
-    return names | set(_ROTARY) if "rope_parameters" in names else names
+    return names | set(ROTARY) if "rope_parameters" in names else names

@@ -29,12 +29,12 @@ FIELDS: Mapping[str, type] = {
     "restrict": bool,
 }
 _LEGACY = {"model_config": "model_config_override", "tokenizer_config": "tokenizer_config_override"}
-_PLACES = ("checkpoint", "tokenizer")
+PLACES = ("checkpoint", "tokenizer")
 TOKENIZER_OPTIONS: Mapping[str, type] = {"impl": str, "use_eot": bool, "split_regex": str}
 _KINDS = {str: "a text", dict: "a block of settings", bool: "true or false"}
 # What would let a file on the disk decide that code is run, or that a pickle is safe.
 _TRUST = {"trust_remote_code", "trust", "allow_pickle", "unsafe", "auto_map", "weights_only", "code_revision"}
-_URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+_URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*(@[A-Za-z0-9][\w.+-]*)?")
 
 
@@ -62,12 +62,21 @@ class Document:
     @property
     def place(self) -> str:
         """``file:line`` of its name."""
-        return f"{self.file}:{self.lines.get('name', 1)}"
+        return self.place_of("name")
+
+    def place_of(self, key: str) -> str:
+        """``file:line`` of a field."""
+        return f"{self.file}:{self.lines.get(key, self.lines.get('name', 1))}"
 
     def mistake(self, key: str, text: str) -> Mistake:
         """What is wrong with the value of ``key``."""
-        line = self.lines.get(key, self.lines.get("name", 1))
-        return Mistake(f"card {self.name!r} ({self.file}:{line}): {key}: {text}")
+        return Mistake(f"card {self.name!r} ({self.place_of(key)}): {key}: {text}")
+
+
+def scheme_of(place: str) -> str | None:
+    """The scheme of a place that is a URI."""
+    match = _URI.match(place)
+    return match.group(1).lower() if match else None
 
 
 def documents_of(path: Path, label: str) -> tuple[list[Document], list[Mistake]]:
@@ -171,7 +180,7 @@ def _of_field(document: Document, key: str, value: Any, values: Mapping[str, Any
         yield document.mistake(name, f"it is {value!r}, and must be {_KINDS[FIELDS[name]]}")
     elif name == "restrict" and value is False:
         yield document.mistake(name, "pickles are always read by the restricted reader; remove it")
-    elif name in _PLACES and isinstance(value, str):
+    elif name in PLACES and isinstance(value, str):
         yield from _of_place(document, name, value)
     elif name == "model_config_override":
         for inner in sorted(_TRUST & set(_keys(value))):
@@ -197,7 +206,7 @@ def _keys(value: Any) -> Iterator[str]:
 
 def _absolute(fields: dict[str, Any], file: Path) -> dict[str, Any]:
     """Paths count from the card's own folder; ``hg://`` is ``hf://``. What fairseq2 has after a ``;`` says nothing."""
-    for key in _PLACES:
+    for key in PLACES:
         if key in fields:
             place = fields[key].partition(";")[0] if _URI.match(fields[key]) else fields[key]
             place = place.replace("hg://", "hf://", 1) if place.startswith("hg://") else place

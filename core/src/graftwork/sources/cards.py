@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork.errors import ModelError, UnknownNameError, did_you_mean
+from graftwork.errors import ModelError, UnknownNameError, UsageError, did_you_mean
 from graftwork.registry import get_registry
-from graftwork.sources import local
-from graftwork.sources.card_files import FIELDS, Document, Mistake, documents_of
+from graftwork.sources import local, overrides
+from graftwork.sources.card_files import FIELDS, PLACES, Document, Mistake, documents_of, scheme_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +31,8 @@ class Card:
     """A card with everything that its base and its environments say. Paths are absolute.
 
     ``file`` and ``line`` are where it stands, ``source`` whose it is, ``layers`` the documents that were laid over
-    each other, lowest first, ``shadows`` the places of others with this name that do not count.
+    each other, lowest first, ``override_places`` where each key of ``model_config_override`` is written,
+    ``shadows`` the places of others with this name that do not count.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Card:
     tokenizer_config_override: Mapping[str, Any] = field(default_factory=dict)
     restrict: bool | None = None
     layers: tuple[str, ...] = ()
+    override_places: Mapping[str, str] = field(default_factory=dict)
     shadows: tuple[str, ...] = ()
 
     @property
@@ -146,7 +148,7 @@ class Library:
         found = self.unread
         for name in self.names:
             try:
-                self[name]
+                found += overrides.mistakes(self[name])
             except CardError as error:
                 found.append(str(error))
         return list(dict.fromkeys([*found, *self._overlays_of_nothing()]))
@@ -169,10 +171,12 @@ class Library:
         own = _merged(layers)
         base = self._base(own.get("base"), top, (*chain, name.casefold()))
         values = _over(base.facts() if base else {}, own)
+        _check_schemes(layers, own)
         return _checked(
             top,
             {**values, "name": f"{top.name}@{environment}" if environment else top.name},
             layers=(*(base.layers if base else ()), *(layer.place for layer in layers)),
+            override_places={**(base.override_places if base else {}), **_override_places(layers)},
             shadows=tuple(document.place for document in shadowed),
         )
 
@@ -254,6 +258,24 @@ def _check(layers: Iterable[Document]) -> None:
     for layer in layers:
         if layer.mistakes:
             raise CardError("; ".join(mistake.text for mistake in layer.mistakes))
+
+
+def _check_schemes(layers: Sequence[Document], values: Mapping[str, Any]) -> None:
+    """Refuses a place that nothing here can fetch from; one that another layer replaces does not count."""
+    sources = get_registry().sources
+    for layer in layers:
+        for name in PLACES:
+            scheme = scheme_of(place) if (place := layer.fields.get(name)) and place == values.get(name) else None
+            if scheme is not None:
+                try:
+                    sources[scheme]
+                except UsageError as error:
+                    raise CardError(layer.mistake(name, f"{place}: {error}").text) from error
+
+
+def _override_places(layers: Iterable[Document]) -> dict[str, str]:
+    name = "model_config_override"
+    return {key: layer.place_of(name) for layer in layers for key in layer.fields.get(name, ())}
 
 
 def _merged(layers: Iterable[Document]) -> dict[str, Any]:
