@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from ast import literal_eval
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, get_args, get_origin
 
 from graftwork import specs
+from graftwork.errors import did_you_mean
 
 if TYPE_CHECKING:
     import pluggy
@@ -52,6 +55,13 @@ ASSET_CARDS = Kind("asset_cards", "graftwork_asset_cards", specs.AssetCardSource
 OPTIMIZERS = Kind("optimizers", "graftwork_optimizers", specs.OptimizerSpec, "optimizer")
 # Presets are declared inside families, and looked up like everything else.
 PRESETS = Kind("presets", FAMILIES.hook, specs.Preset, "preset")
+
+REFERENCES = {
+    "chat_template": CHAT_TEMPLATES.name,
+    "tokenizer_impl": TOKENIZERS.name,
+    "key_maps": CHECKPOINT_FORMATS.name,
+}
+"""The fields of families and presets that name records of another kind, and which."""
 
 DECLARED: tuple[Kind[Any], ...] = (
     COMMANDS,
@@ -103,14 +113,32 @@ def _checked(record: Any, kind: Kind[R]) -> R:
     if not isinstance(record, kind.record):
         raise TypeError(f"{record!r} is no {kind.record.__name__}")
     for field in fields(record):  # type: ignore[arg-type]
-        value = getattr(record, field.name)
+        value, said = getattr(record, field.name), f"{kind.record.__name__}.{field.name}"
         # A text where a tuple belongs would be taken apart into letters, each of them a name or a claim.
         if str(field.type).startswith("tuple[") and not isinstance(value, tuple):
-            raise TypeError(f"{kind.record.__name__}.{field.name} must be a tuple, and is {value!r}")
+            raise TypeError(f"{said} must be a tuple, and is {value!r}")
+        if str(field.type).startswith("frozenset[") and not isinstance(value, (frozenset, set, tuple, list)):
+            raise TypeError(f"{said} must be a set, and is {value!r}")
+        _check_choices(said, value, choices(str(field.type)))
     for name in (record.name, *record.aliases):
         if not isinstance(name, str) or not name or ":" in name or len(name.split()) != 1:
             raise ValueError(f"{name!r} cannot be the name of a {kind.noun}: a text without spaces or colons can")
     return record
+
+
+def _check_choices(said: str, value: object, known: Sequence[str]) -> None:
+    held = value if isinstance(value, (frozenset, set, tuple, list)) else (value,)
+    for one in held if known else ():
+        if one not in known:
+            raise ValueError(f"{said} cannot be {one!r}; {did_you_mean(str(one), known)}")
+
+
+def choices(annotation: str) -> tuple[str, ...]:
+    """The only values that a field with this annotation has, or holds; empty where any will do."""
+    if inline := re.search(r"Literal\[(.+?)\]", annotation):
+        return tuple(literal_eval(f"[{inline[1]}]"))
+    aliases = (getattr(specs, word, None) for word in re.findall(r"\w+", annotation))
+    return next((get_args(alias) for alias in aliases if get_origin(alias) is Literal), ())
 
 
 def _check_unique(records: Iterable[Record]) -> None:

@@ -19,7 +19,7 @@ from importlib_metadata import Distribution
 from graftwork import declarations as kinds
 from graftwork import discovery
 from graftwork.discovery import Plugin, PluginState, describe
-from graftwork.errors import ClashError, PluginError
+from graftwork.errors import ClashError, PluginError, did_you_mean
 from graftwork.tables import Entry, Table, index_of
 
 if TYPE_CHECKING:
@@ -123,6 +123,24 @@ class Registry:
         tables = [Table(self, kind) for kind in (*kinds.DECLARED, kinds.PRESETS)]
         return tuple(str(clash) for table in tables for clash in table.clashes())
 
+    @property
+    def dangling(self) -> tuple[str, ...]:
+        """One message for each name in a record that should be another record's, and is nobody's."""
+        self._declare_all()
+        tables = {table.kind.name: table for table in (self.chat_templates, self.tokenizers, self.checkpoint_formats)}
+        return tuple(
+            f"plugin {entry.plugin.source}: {noun} {entry.record.name!r}: {field} names {name!r}, and no "
+            f"{tables[kind].kind.noun} is called that; {did_you_mean(name, tables[kind])}"
+            for noun, entry in self._referring()
+            for field, kind in kinds.REFERENCES.items()
+            for name in _names(getattr(entry.record, field, None))
+            if not tables[kind].knows(name)
+        )
+
+    def _referring(self) -> list[tuple[str, Entry[Any]]]:
+        families = [(kinds.FAMILIES.noun, entry) for entry in self.entries(kinds.FAMILIES)]
+        return [*families, *((kinds.PRESETS.noun, entry) for entry in self.entries(kinds.PRESETS))]
+
     def state_of(self, plugin: Plugin) -> PluginState:
         """What is known of a plugin by now. ``provides`` holds the kinds that were looked up so far."""
         return PluginState(
@@ -219,6 +237,10 @@ def _provides(plugin: Plugin) -> dict[str, tuple[str, ...]]:
     declaring = {kind.hook for kind in kinds.DECLARED}
     provides["events"] = tuple(hook.removeprefix("graftwork_") for hook in plugin.hooks if hook not in declaring)
     return {kind: names for kind, names in provides.items() if names}
+
+
+def _names(value: str | Mapping[str, object] | None) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else sorted(value)
 
 
 def _claims(family: ModelFamily, model_type: str | None, architectures: Sequence[str]) -> bool:

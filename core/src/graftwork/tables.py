@@ -39,7 +39,7 @@ class Table(Mapping[str, R]):
 
     def __init__(self, registry: Registry, kind: Kind[R]) -> None:
         self._registry = registry
-        self._kind = kind
+        self.kind = kind
 
     def __getitem__(self, name: str) -> R:
         """The record. Raises UnknownNameError where nobody declares the name, ClashError where two do."""
@@ -49,7 +49,7 @@ class Table(Mapping[str, R]):
         return isinstance(name, str) and len(self._matches(name)) == 1
 
     def __iter__(self) -> Iterator[str]:
-        names = [entry.record.name for entry in self._registry.entries(self._kind)]
+        names = [entry.record.name for entry in self._registry.entries(self.kind)]
         return iter(sorted((name for name in names if name in self), key=str.casefold))
 
     def __len__(self) -> int:
@@ -63,13 +63,17 @@ class Table(Mapping[str, R]):
         """As :meth:`get_or_none`, with a default."""
         return self[name] if self._matches(name) else default
 
+    def knows(self, name: str) -> bool:
+        """Whether anybody declares ``name``, be it one or several."""
+        return bool(self._matches(name))
+
     def owner(self, name: str) -> PluginState:
         """The plugin that declares ``name``; raises as a lookup does."""
         return self._registry.state_of(self.entry(name).plugin)
 
     def clashes(self) -> list[ClashError]:
         """What a lookup of each doubly declared name would raise."""
-        index = self._registry.index(self._kind)
+        index = self._registry.index(self.kind)
         return [self._clash(name, entries) for name, entries in sorted(index.items()) if len(entries) > 1]
 
     def entry(self, name: str) -> Entry[R]:
@@ -80,7 +84,7 @@ class Table(Mapping[str, R]):
         raise self._clash(name, matches) if matches else self._unknown(name)
 
     def _matches(self, name: str) -> Sequence[Entry[R]]:
-        index = self._registry.index(self._kind)
+        index = self._registry.index(self.kind)
         distribution, colon, bare = name.rpartition(":")
         found = index.get(bare.casefold(), [])
         return [entry for entry in found if entry.plugin.distribution == normalize(distribution)] if colon else found
@@ -90,20 +94,20 @@ class Table(Mapping[str, R]):
         names = sorted({entry.spelling for entry in entries})
         # Two plugins of one distribution share the spelling that tells distributions apart.
         remedy = f"write {' or '.join(names)}" if len(names) > 1 else f"turn one of the two off with {DENY}"
-        return ClashError(f"{self._kind.noun} {name!r} is declared by {owners}; {remedy}")
+        return ClashError(f"{self.kind.noun} {name!r} is declared by {owners}; {remedy}")
 
     def _unknown(self, name: str) -> UnknownNameError:
         distribution, _, bare = name.rpartition(":")
         where = f" in distribution {distribution!r}" if distribution else ""
         hint = did_you_mean(bare, self._known(normalize(distribution)))
         return UnknownNameError(
-            f"there is no {self._kind.noun} {bare!r}{where}; {hint}. No installed plugin provides it; "
+            f"there is no {self.kind.noun} {bare!r}{where}; {hint}. No installed plugin provides it; "
             f"`graft plugins` lists what is installed{self._registry.unavailable()}"
         )
 
     def _known(self, distribution: str) -> list[str]:
         """Clashing names too: a spelling that is almost one must lead to it."""
-        entries = self._registry.entries(self._kind)
+        entries = self._registry.entries(self.kind)
         return [entry.record.name for entry in entries if distribution in ("", entry.plugin.distribution)]
 
 

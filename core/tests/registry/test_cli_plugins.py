@@ -259,6 +259,17 @@ def test_plugins_explains_clashes_and_wrong_lists(
     assert capsys.readouterr().err.startswith("Error: GRAFTWORK_PLUGINS: no plugin called 'tow'")
 
 
+def test_plugins_says_which_names_are_nobodys(site: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    family = "@hookimpl\ndef graftwork_model_families(): return [ModelFamily(name='f', chat_template='chatmll')]"
+    site.add("graftwork-one", family)
+    said = "plugin one (graftwork-one 1.0): model family 'f': chat_template names 'chatmll', and no chat template"
+    assert main(["plugins"]) == 0
+    assert f"\n\n{said} is called that; did you mean chatml? " in capsys.readouterr().out
+    assert main(["plugins", "--json"]) == 0
+    (line,) = json.loads(capsys.readouterr().out)["dangling"]
+    assert line.startswith(said)
+
+
 def test_plugins_as_json(site: Any, capsys: pytest.CaptureFixture[str]) -> None:
     site.add("graftwork-bad", "raise ImportError('libfoo')")
     assert main(["plugins", "--json"]) == 0

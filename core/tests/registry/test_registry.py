@@ -97,6 +97,36 @@ BREAKAGES = {
         "@hookimpl\ndef graftwork_model_families(): return [ModelFamily(name='f', model_types='llama')]",
         "ModelFamily.model_types must be a tuple, and is 'llama'",
     ),
+    "an unknown claim in a set": (
+        "@hookimpl\ndef graftwork_chat_templates(): return [ChatTemplate(name='t', path=None, supports=('systm',))]",
+        "ChatTemplate.supports cannot be 'systm'; did you mean system? Known: images, system, tools",
+    ),
+    "text for a set": (
+        "@hookimpl\ndef graftwork_chat_templates(): return [ChatTemplate(name='t', path=None, supports='system')]",
+        "ChatTemplate.supports must be a set, and is 'system'",
+    ),
+    "an unknown choice": (
+        "@hookimpl\ndef graftwork_chat_templates(): return [ChatTemplate(name='t', path=None, encoding='pieces')]",
+        "ChatTemplate.encoding cannot be 'pieces'; Known: parts, whole",
+    ),
+    "an unknown schema": (
+        "@hookimpl\ndef graftwork_datasets(): return [DatasetSpec(name='d', open=None, schema='txt')]",
+        "DatasetSpec.schema cannot be 'txt'; did you mean text?",
+    ),
+    "one unknown schema of two": (
+        "@hookimpl\ndef graftwork_trainers(): return [TrainerSpec(name='t', build=None, schemas=('chat', 'chats'))]",
+        "TrainerSpec.schemas cannot be 'chats'; did you mean chat?",
+    ),
+    "an unknown feature": (
+        "@hookimpl\ndef graftwork_engines():\n"
+        "    return [EngineSpec(name='e', build=None, devices=(), features=frozenset({'streams'}))]",
+        "EngineSpec.features cannot be 'streams'",
+    ),
+    "names of nobody": (
+        "@hookimpl\ndef graftwork_checkpoint_formats():\n"
+        "    return [CheckpointFormat(name='f', sniff=None, open=None, names='hf')]",
+        "CheckpointFormat.names cannot be 'hf'",
+    ),
     "unusable name": (
         "@hookimpl\ndef graftwork_model_families(): return [ModelFamily(name='a:b')]",
         "'a:b' cannot be the name of a model family: a text without spaces or colons can",
@@ -291,6 +321,49 @@ def test_presets_are_found_by_name_with_their_family(site: Any) -> None:
     assert state(registry, "good").provides == {"families": ("Good",), "presets": ("good_1b",)}
     with pytest.raises(UnknownNameError, match="there is no preset 'good_2b'; did you mean good_1b"):
         registry.family_of_preset("good_2b")
+
+
+REFERS = """
+@hookimpl
+def graftwork_model_families():
+    preset = Preset(name="p", model_type="good", values={}, num_parameters=1, chat_template="STABLE")
+    maps = {"metta": None, "meta": None}
+    return [ModelFamily(name="f", chat_template="stable-chatt", key_maps=maps, presets=(preset,), tokenizer_impl="sp")]
+"""
+TEMPLATES = """
+@hookimpl
+def graftwork_chat_templates():
+    return [ChatTemplate(name="stable-chat", aliases=("stable",), path=None)]
+"""
+
+
+@pytest.mark.parametrize("names", [("one", "two"), ("two", "one")])
+def test_names_of_other_records_that_nobody_has_are_said_in_any_order(site: Any, names: tuple[str, str]) -> None:
+    referring, declaring = names
+    site.add(f"graftwork-{referring}", REFERS)
+    site.add(f"graftwork-{declaring}", TEMPLATES)
+    registry = site.registry()
+    assert [state(registry, name).state for name in names] == ["active", "active"]
+    said = f"plugin {referring} (graftwork-{referring} 1.0): model family 'f': "
+    first, second = registry.dangling
+    assert first.startswith(
+        f"{said}chat_template names 'stable-chatt', and no chat template is called that; did you mean stable-chat? "
+    )
+    assert second.startswith(
+        f"{said}key_maps names 'metta', and no checkpoint format is called that; did you mean meta? "
+    )
+
+
+def test_a_name_that_two_declare_is_no_dangling_one(site: Any) -> None:
+    site.add("graftwork-one", REFERS.replace("stable-chatt", "stable-chat").replace("metta", "mistral"))
+    site.add("graftwork-two", TEMPLATES)
+    assert site.registry().dangling == ()
+    site.add("graftwork-three", TEMPLATES)
+    assert site.registry().dangling == ()
+
+
+def test_what_is_shipped_refers_to_what_there_is(process_registry: None) -> None:
+    assert get_registry().dangling == ()
 
 
 # Order

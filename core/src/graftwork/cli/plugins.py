@@ -44,6 +44,7 @@ def _json(registry: Registry) -> str:
         "plugins": [asdict(state) for state in registry.plugins],
         "problems": registry.problems,
         "clashes": registry.clashes,
+        "dangling": registry.dangling,
     }
     return json.dumps(document, indent=2)
 
@@ -80,6 +81,7 @@ def _troubles(registry: Registry) -> Iterator[str]:
         if state.reason:
             yield f"{state.name} ({state.distribution} {state.version}) is {state.state}: {state.reason}"
     yield from registry.clashes
+    yield from registry.dangling
     yield from registry.problems
     if any(state.state == "broken" for state in states):
         yield f"`graft --debug plugins` shows where a broken plugin failed; {DENY}=NAME turns one off."
