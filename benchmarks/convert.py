@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 MODEL = {
     "vocab_size": 32000,
@@ -28,32 +26,29 @@ WAYS = (("hf", "hf"), ("hf", "hf-bin"), ("hf", "meta"), ("hf", "mistral"), ("met
 
 
 def main() -> None:
-    """Prints a table: medians of seconds, of bytes a second and of the ratio to the copy just before, and the peak."""
+    """Prints a table: medians of bytes a second and of the ratio to the copy just before, and the peak."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="where to write; the disk that is measured")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=14)
     options = parser.parse_args()
+    from graftwork.checkpoints import convert
+
     with TemporaryDirectory(dir=options.folder) as scratch:
         folder = Path(scratch)
         nbytes = make_model(folder / "hf", options.layers)
         for name in ("meta", "hf-bin"):
-            one_conversion(folder / "hf", folder / name, name)
-        copies: list[float] = []
-        results: dict[tuple[str, str], list[dict[str, float]]] = {way: [] for way in WAYS}
-        for _ in range(options.rounds):
-            for way in WAYS:
-                copies.append(copied(folder / way[0], folder / "copy"))
-                result = one_conversion(folder / way[0], folder / "out", way[1])
-                results[way].append({**result, "ratio": copies[-1] / result["seconds"]})
-                shutil.rmtree(folder / "out")
+            convert(folder / "hf", folder / name, name)
+        results = {way: measured(folder / way[0], folder / "out", way[1], options.rounds) for way in WAYS}
+    copies = [copy for result in results.values() for copy, _ in result["pairs"]]
     print(f"{nbytes / 1e6:,.0f} MB; cp and fsync: {nbytes / median(copies) / 1e6:,.0f} MB/s")
     print(f"between {nbytes / max(copies) / 1e6:,.0f} and {nbytes / min(copies) / 1e6:,.0f} MB/s\n")
     print("| conversion | MB/s | of the copy's speed | memory over the start |")
     print("|---|---:|---:|---:|")
-    for (source, target), rows in results.items():
-        seconds, ratio, peak = (median(row[key] for row in rows) for key in ("seconds", "ratio", "peak_bytes"))
-        print(f"| {source} to {target} | {nbytes / seconds / 1e6:,.0f} | {ratio:.0%} | {peak / 1e6:,.0f} MB |")
+    for (source, target), result in results.items():
+        speed = nbytes / median(seconds for _, seconds in result["pairs"]) / 1e6
+        ratio = median(copy / seconds for copy, seconds in result["pairs"])
+        print(f"| {source} to {target} | {speed:,.0f} | {ratio:.0%} | {result['peak_bytes'] / 1e6:,.0f} MB |")
 
 
 def make_model(folder: Path, layers: int) -> int:
@@ -66,26 +61,12 @@ def make_model(folder: Path, layers: int) -> int:
     return (folder / "model.safetensors").stat().st_size
 
 
-def copied(source: Path, target: Path) -> float:
-    """Seconds of ``cp`` and ``fsync`` of each file."""
-    start = time.perf_counter()
-    subprocess.run(["cp", "-r", source, target], check=True)
-    for file in target.iterdir():
-        handle = os.open(file, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
-    seconds = time.perf_counter() - start
-    shutil.rmtree(target)
-    return seconds
-
-
-def one_conversion(source: Path, target: Path, to: str) -> dict[str, float]:
-    """Seconds and peak of one conversion in a process of its own, without the time of imports."""
+def measured(source: Path, target: Path, to: str, rounds: int) -> dict[str, Any]:
+    """Copies and conversions in turn, in a process of their own."""
     code = Path(__file__).with_name("contender_convert.py")
-    done = subprocess.run(
-        [sys.executable, code, source, target, to], check=True, capture_output=True, text=True, env=os.environ
-    )
-    result: dict[str, float] = json.loads(done.stdout)
+    command = [sys.executable, code, source, target, to, str(rounds)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    result: dict[str, Any] = json.loads(done.stdout)
     return result
 
 
