@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from graftwork import ModelParams, build_tokenizer, encode_chat, load_tokenizer, render_chat
+from graftwork.chat import find_template
 from graftwork.errors import UsageError
 from graftwork.messages import ContentItem, Message, Role, Type
 from graftwork_gemma.gemma import gemma_tokenizer
@@ -224,6 +226,40 @@ def test_messages_in_other_shapes(ranks: Path) -> None:
         tokenizer.tokenize_messages([{"role": "user", "content": [{"type": "audio"}]}])
     with pytest.raises(UsageError, match="there is no message to tokenize"):
         tokenizer.tokenize_messages([])
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [("x", "'x'"), (["x"], "'x'"), ({"role": "user", "content": "a"}, '"{'), ([{"content": "a"}], '"{'), (5, "'5'")],
+)
+def test_what_is_no_list_of_messages(ranks: Path, given: Any, shown: str) -> None:
+    said = rf"takes a list of messages, each with role and content, such as \{{.*\}}; given was {shown}"
+    with pytest.raises(UsageError, match=said):
+        llama3_tokenizer(ranks).tokenize_messages(given)
+
+
+@pytest.mark.parametrize(("end", "name"), [("<|end|>", "phi3-instruct"), ("<|fin|>", "default")])
+def test_without_a_template_all_use_the_familys_where_it_fits(model: Path, tmp_path: Path, end: str, name: str) -> None:
+    hf = load_tokenizer(model).hf
+    hf.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>", end]})
+    hf.save_pretrained(tmp_path)
+    built = build_tokenizer(ModelParams(model_name=str(tmp_path), family="phi3"))
+    expected = encode_chat(TURNS, tokenizer=built)
+    assert built.chat_template == find_template(name).source
+    ours = load_tokenizer(tmp_path, family="phi3")
+    for tokenizer in (phi3_mini_tokenizer(tmp_path), ours):
+        assert encode_chat(TURNS, tokenizer=tokenizer) == expected
+        assert render_chat(TURNS, tokenizer=tokenizer) == render_chat(TURNS, tokenizer=built)
+    assert render_chat(TURNS, tokenizer=ours, template="chatml").startswith("<s><|im_start|>")
+
+
+@needs_data
+def test_llama_3_without_a_template() -> None:
+    file = ROOT / "tokenizers/llama3/tokenizer.model"
+    expected = encode_chat(TURNS, tokenizer=llama3_tokenizer(file), template="llama3-instruct")
+    built = build_tokenizer(ModelParams(model_name=str(file), tokenizer_name=str(file), family="llama"))
+    for tokenizer in (llama3_tokenizer(file), load_tokenizer(file, family="llama"), built):
+        assert encode_chat(TURNS, tokenizer=tokenizer) == expected
 
 
 def test_prompts_by_name(model: Path) -> None:

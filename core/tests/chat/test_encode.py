@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from graftwork import encode_chat
 from graftwork.chat import check_turns, encode_conversation
 from graftwork.errors import DataError, UsageError
 from graftwork.tokenizers import stop_token_ids
@@ -153,6 +154,22 @@ def test_marks_inside_a_macro_are_still_right(tokenizer: Any) -> None:
 def test_a_conversation_without_an_answer_is_refused(tokenizer: Any) -> None:
     with pytest.raises(DataError, match="no assistant turn to train on, only user"):
         encode_conversation(HELLO[:1], tokenizer=tokenizer, template="default")
+
+
+def test_an_answer_that_is_marked_and_not_written_has_nothing_to_train(tokenizer: Any) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content.rstrip(' ') }}"
+        "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    blank = [HELLO[0], {"role": "assistant", "content": "  "}]
+    ids, trained = encode_chat(blank, tokenizer=tokenizer, template=template)
+    assert ids == tokenizer(HELLO[0]["content"], add_special_tokens=False)["input_ids"]
+    assert not any(trained)
+    with pytest.raises(DataError, match=r"writes nothing of the assistant's answer, which is white space only .* text"):
+        encode_conversation(blank, tokenizer=tokenizer, template=template)
+    # Marks that lie elsewhere than the text do not mark it
+    elsewhere = template.replace("{{ m.content.rstrip(' ') }}{% endgeneration %}", "{% endgeneration %}{{ m.content }}")
+    assert any(encode_chat([*HELLO[:1], {**HELLO[1], "content": "you"}], tokenizer=tokenizer, template=elsewhere)[1])
 
 
 def test_a_dropped_role_is_refused(tokenizer: Any) -> None:

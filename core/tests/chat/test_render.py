@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from graftwork import Conversation, Message, Role, render_chat
+from graftwork import Conversation, Message, Role, build_chat_template, encode_chat, render_chat
+from graftwork.chat import sandbox
 from graftwork.errors import DataError, UsageError
 from graftwork.messages import ContentItem, Type
 
@@ -198,6 +199,68 @@ def test_what_a_template_refuses_is_a_data_error_with_its_words() -> None:
 def test_wrong_syntax_names_the_line() -> None:
     with pytest.raises(UsageError, match=r"not valid Jinja: line 2: .*'\{% fi %\}'"):
         render_chat(HELLO, template="{{ bos_token }}\n{% fi %}")
+
+
+FAULTS = {
+    "{{ 1 // (messages | length - 2) }}": "ZeroDivisionError: integer division or modulo by zero",
+    "{{ (2.0 + messages | length) ** 100000 }}": "OverflowError: .*too large|OverflowError: .*out of range",
+    "{% macro again(n) %}{{ again(n + 1) }}{% endmacro %}{{ again(0) }}": "RecursionError: maximum recursion depth",
+    "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}": "RecursionError: maximum recursion depth",
+    "{{ messages[0] + 1 }}": "TypeError: unsupported operand",
+    "{{ '%(x)s' % messages[0] }}": "KeyError: 'x'",
+    "{{ 'x'.encode('utf-99') }}": "LookupError: unknown encoding: utf-99",
+    "{{ cycler() }}": "RuntimeError: at least one item has to be provided",
+    "{{ messages[0].content | truncate(1) }}": "AssertionError: expected length >= 3, got 1",
+    "{{ 1e999 | int + messages | length }}": "NameError: name 'inf' is not defined",
+}
+
+
+@pytest.mark.parametrize("source", FAULTS)
+def test_whatever_a_template_raises_is_told_with_its_name(source: str, tmp_path: Path, tokenizer: Any) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text(source)
+    said = (
+        rf"^chat template from {re.escape(str(file))} refuses the conversation \(user assistant\): ({FAULTS[source]})"
+    )
+    with pytest.raises(DataError, match=said):
+        render_chat(HELLO, template=file)
+    with pytest.raises(DataError, match=said):
+        encode_chat(HELLO, template=file, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (
+            "{% macro f(a, a) %}{% endmacro %}",
+            "SyntaxError: duplicate argument 'l_1_a' in function definition; mend it",
+        ),
+        (
+            "{% for m in messages %}" * 25 + "{% endfor %}" * 25,
+            "SyntaxError: too many statically nested blocks; mend it",
+        ),
+        ("{{ " + "[" * 2000 + "]" * 2000 + " }}", "RecursionError: maximum recursion depth exceeded.*; mend it"),
+    ],
+)
+def test_what_cannot_be_compiled_is_told_with_its_name(source: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text(source)
+    with pytest.raises(UsageError, match=rf"^chat template from .*mine\.jinja cannot be compiled: {said}$"):
+        render_chat(HELLO, template=file)
+    with pytest.raises(UsageError, match=f"^the chat template cannot be compiled: {said}$"):
+        build_chat_template(str(file))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_what_is_no_fault_of_the_template_is_not_told_as_one(error: type[BaseException]) -> None:
+    def stop(*_: Any) -> str:
+        raise error
+
+    environment = sandbox.compiled("{{ messages | length }}").environment
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(environment.filters, "length", stop)
+        with pytest.raises(error):
+            render_chat(HELLO, template="{{ messages | length }} of them")
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from typing import Any
 
 import pytest
 
+from graftwork import load_tokenizer
 from graftwork.chat.check import RULES, check_template
 from graftwork.registry import get_registry
 
@@ -160,6 +162,23 @@ def test_tools_that_are_left_out_are_a_note_until_somebody_uses_them(tokenizer: 
     report = check_template(GOOD, tokenizer, rows=[("data.jsonl:3", {"messages": rows})])
     assert [violation.conversations for violation in report.violations] == [("data.jsonl:3",)]
     assert report.violations[0].rule == "dropped"
+
+
+def test_a_token_that_is_a_plain_piece_only(tokenizer: Any, tmp_path: Any) -> None:
+    file = tmp_path / "tokenizer.json"
+    document = json.loads(tokenizer.backend_tokenizer.to_str())
+    document["added_tokens"] = [token for token in document["added_tokens"] if token["content"] != "<|im_end|>"]
+    file.write_text(json.dumps(document))
+    said = [violation.message for violation in check_template("chatml", load_tokenizer(file)).violations]
+    assert any(text.startswith("the tokenizer has no token <|im_end|>, which the template writes") for text in said)
+    index = document["model"]["vocab"]["<|im_end|>"] = len(document["model"]["vocab"])
+    file.write_text(json.dumps(document))
+    report = check_template("chatml", load_tokenizer(file))
+    assert [violation.message for violation in report.violations if violation.rule == "vocabulary"] == [
+        f"the template writes <|im_end|> ({index}), which the vocabulary has as a plain piece only, not among the "
+        "added tokens: no text becomes it, it falls apart into several. Add it to the added_tokens of the tokenizer's "
+        'file ("special": true, with the same id), or take the tokenizer of the instruct model'
+    ]
 
 
 def test_rows_are_tried_too(tokenizer: Any) -> None:

@@ -138,8 +138,18 @@ def test_use_eot(ranks: Path, model: Path, toy_family: None) -> None:
         assert tokenizer.special_tokens.eos_token is not None
         assert tokenizer.special_tokens.eos_token.text == "<|turn|>"
         assert tokenizer.encode("a")[-1] == tokenizer.control_id("<|turn|>") == tokenizer.hf.eos_token_id
-    with pytest.raises(UsageError, match=r"use_eot: .* has no end-of-turn token besides its EOS .*<\|eot_id\|>"):
+    with pytest.raises(UsageError, match=r"use_eot: .* has no end-of-turn token \(looked for .*<\|eot_id\|>"):
         load_tokenizer(model, config=TokenizerConfig(use_eot=True))
+
+
+def test_use_eot_where_eos_ends_turns_already(model: Path, tmp_path: Path, install_plugin: Any) -> None:
+    install_plugin("")
+    hf = load_tokenizer(model).hf
+    hf.add_special_tokens({"eos_token": "<|im_end|>"})
+    hf.save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path, config={"use_eot": True})
+    assert tokenizer.encode("a") == load_tokenizer(tmp_path).encode("a")
+    assert tokenizer.create_encoder(mode="prompt_response").ids("a")[-1] == hf.convert_tokens_to_ids("<|im_end|>")
 
 
 def test_split_regex(ranks: Path, model: Path, toy_family: None, tmp_path: Path) -> None:

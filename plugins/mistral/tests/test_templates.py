@@ -195,6 +195,23 @@ def test_random_requests_have_the_ids_of_mistral_common(name: str) -> None:
         assert encode_chat(messages, tokenizer=ours, template=name, **given)[0] == expected, (messages, tools)
 
 
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", [" ", "   ", "\n "])
+@pytest.mark.parametrize("flags", [{"continue_final_message": True}, {"prefix": True}])
+def test_an_answer_of_spaces_that_goes_on(name: str, content: str, flags: dict[str, bool]) -> None:
+    file = file_of(name)
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    prefix = {"prefix": True} if "prefix" in flags else {}
+    flags = {} if prefix else flags
+    messages: Any = [TALK[0], {"role": "assistant", "content": content, **prefix}]
+    asked = ChatCompletionRequest.model_validate({"messages": messages, **flags})
+    ids, trained = encode_chat(messages, tokenizer=load_tokenizer(file), template=name, **flags)
+    assert ids == MistralTokenizer.from_file(str(file)).encode_chat_completion(asked).tokens
+    assert trained[-1] is (name == "mistral-v1" or "\n" in content)
+
+
 def file_of(name: str) -> Path:
     common = pytest.importorskip("mistral_common", reason="mistral-common is not installed, and its files")
     return Path(common.__file__).parent / "data" / FILES[name]

@@ -134,14 +134,6 @@ def _require_token(tokenizer: Any, text: str, field: str) -> None:
 
 
 def _set_template(tokenizer: Any, params: ModelParams, family: ModelFamily | None) -> None:
-    if family is not None and not _fits(tokenizer, family):
-        family = None
     found = find_template(params.chat_template, tokenizer, family)
     compiled(found.source)
     tokenizer.chat_template = found.source
-
-
-def _fits(tokenizer: Any, family: ModelFamily) -> bool:
-    """Whether the vocabulary has the tokens that end a turn in the family's template."""
-    template = get_registry().chat_templates.get_or_none(family.chat_template or "")
-    return template is not None and all(token_id(tokenizer, text) is not None for text in template.stop)

@@ -82,7 +82,7 @@ def encode_chat(
 
     The ids are those of ``tokenizer.apply_chat_template``, or of the format's own library where that encodes texts
     and markup apart (``ChatTemplate.encoding``). ``tokenizer`` is one of ours or of transformers; ``template`` a
-    name, a file or Jinja text, None is the tokenizer's own. ``special_tokens_in_content`` says what becomes of a
+    name, a file or Jinja text, None is the tokenizer's own, else its family's where that fits. ``special_tokens_in_content`` says what becomes of a
     control token in a message: it is refused (``error``), plain text (``as_text``), or a control token (``allow``).
     A conversation without an assistant turn has nothing to learn, and every place is False.
     """
@@ -124,6 +124,11 @@ def encode_conversation(
         special_tokens_in_content=special_tokens_in_content,
         **variables,
     )
+    if _writes_no_answer(written):
+        raise DataError(
+            f"chat template {written.template.label} writes nothing of the assistant's answer, which is white space "
+            "only and is to be continued: there is nothing to train on; give it a text, or leave the row out"
+        )
     return with_mask(written, tokenizer, train_target)
 
 
@@ -187,7 +192,7 @@ def write_chat(
 
 def with_mask(written: Written, tokenizer: Any, train_target: TrainTarget | str) -> EncodedChat:
     """The tokens with the mask of the assistant's turns."""
-    spans = _marked(written.text, written.blocks)
+    spans = [] if _writes_no_answer(written) else _marked(written.text, written.blocks)
     if spans is None:
         spans = spans_by_prefixes(
             written.template,
@@ -301,6 +306,15 @@ def _require_single_bos(ids: list[int], tokenizer: Any) -> None:
             f"the conversation begins with two {hf.bos_token} tokens: the template writes one, "
             "and the first message begins with another; take it out of the data"
         )
+
+
+def _writes_no_answer(written: Written) -> bool:
+    """Whether the template marks the answers and writes nothing there, as they are white space: an answer of spaces
+    that is to be continued has no text and no end in some formats.
+    """
+    answers = [message for message in written.messages if message["role"] == "assistant"]
+    said = any(str(message.get("content") or "").strip() or message.get("tool_calls") for message in answers)
+    return bool(written.blocks) and not any(text for _, text in written.blocks) and not said
 
 
 def _marked(text: str, blocks: list[tuple[int, str]]) -> list[Span] | None:

@@ -35,7 +35,8 @@ def render_chat(
     add_generation_prompt: bool | None = None,
     **variables: Any,
 ) -> str:
-    """The text of ``messages`` under ``template`` (a name, a file, Jinja text; None is the tokenizer's own).
+    """The text of ``messages`` under ``template`` (a name, a file, Jinja text; None is the tokenizer's own, else its
+    family's where that fits).
 
     ``variables`` are further names that the template may use, beside the tokenizer's special tokens. Without
     ``add_generation_prompt`` it is the template that decides; nearly all then write none. A role that the template
@@ -89,26 +90,25 @@ def _told(template: TemplateSource, messages: list[dict[str, Any]]) -> Iterator[
         raise UsageError(f"chat template {template.label} was stopped: {error}; use another template") from None
     except jinja2.exceptions.SecurityError as error:
         raise UsageError(f"chat template {template.label} does what no template may: {error}") from None
-    except (
-        jinja2.TemplateError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        LookupError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+    except UsageError as error:
+        # It cannot be compiled
+        raise UsageError(f"chat template {template.label} {str(error).removeprefix('the chat template ')}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the template's own words raise
+        what = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
         roles = " ".join(str(message.get("role")) for message in messages)
         remedy = "; give it, or a tokenizer that has it" if str(error).endswith("_token' is undefined") else ""
         raise DataError(
-            f"chat template {template.label} refuses the conversation ({roles or 'no messages'}): {error}{remedy}"
+            f"chat template {template.label} refuses the conversation ({roles or 'no messages'}): {what}{remedy}"
         ) from None
 
 
 def template_of(which: TemplateSource | Path | str | None, tokenizer: Any) -> TemplateSource:
-    """The template ``which``, or the tokenizer's own: only that needs the tokenizer of transformers."""
-    own = which is None or (isinstance(which, str) and which.casefold() == "auto")
-    return find_template(which, hf_tokenizer(tokenizer) if own else None)
+    """The template ``which``, else the tokenizer's own or its family's: only those need the one of transformers."""
+    if which is not None and not (isinstance(which, str) and which.casefold() == "auto"):
+        return find_template(which)
+    return find_template(which, hf_tokenizer(tokenizer), getattr(tokenizer, "family", None))
 
 
 def special_tokens(tokenizer: Any) -> dict[str, str]:

@@ -126,7 +126,9 @@ def _rendered(template: jinja2.Template, variables: Mapping[str, Any]) -> tuple[
 
 @lru_cache(maxsize=64)
 def compiled(source: str, traced: bool = False) -> jinja2.Template:
-    """The compiled template; raises :class:`UsageError` with the line where its syntax is wrong."""
+    """The compiled template; raises :class:`UsageError` with the line where its syntax is wrong, or with what else
+    keeps it from being compiled.
+    """
     try:
         template: jinja2.Template = _environment(traced).from_string(source)
         return template
@@ -136,6 +138,11 @@ def compiled(source: str, traced: bool = False) -> jinja2.Template:
         raise UsageError(
             f"the chat template is not valid Jinja: line {error.lineno}: {error.message}: {line[:80]!r}; mend that line"
         ) from None
+    except (UsageError, MemoryError):
+        raise
+    except Exception as error:  # Python's own compiler, on what Jinja made of it
+        what = str(error).partition(" (<template>")[0]
+        raise UsageError(f"the chat template cannot be compiled: {type(error).__name__}: {what}; mend it") from None
 
 
 @lru_cache(maxsize=2)

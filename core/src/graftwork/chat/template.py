@@ -42,7 +42,8 @@ def find_template(
 ) -> TemplateSource:
     """The template that ``which`` means: Jinja source, a file, or a registered name.
 
-    Without it (None or ``auto``): the tokenizer's own, else the family's, else ``default``, which is said once.
+    Without it (None or ``auto``): the tokenizer's own, else the family's where the vocabulary has its stop tokens,
+    else ``default``, which is said once.
     Raises :class:`~graftwork.errors.UsageError` where there is no such file and
     :class:`~graftwork.errors.UnknownNameError` where there is no such name.
     """
@@ -65,10 +66,21 @@ def _own_template(tokenizer: Any, family: ModelFamily | None) -> TemplateSource:
         own = _default_of(own)
     if own:
         return _recognised(own, "the tokenizer")
-    if family is not None and family.chat_template:
+    if family is not None and family.chat_template and _fits(tokenizer, family.chat_template):
         return _registered(family.chat_template)
     _notice_default(str(getattr(tokenizer, "name_or_path", "") or "the tokenizer"))
     return _registered(DEFAULT)
+
+
+def _fits(tokenizer: Any, name: str) -> bool:
+    """Whether the vocabulary has the tokens that end a turn in the template ``name``."""
+    from graftwork.registry import get_registry
+    from graftwork.tokenizers.special import token_id
+
+    template = get_registry().chat_templates.get_or_none(name)
+    return template is not None and (
+        tokenizer is None or all(token_id(tokenizer, text) is not None for text in template.stop)
+    )
 
 
 def _default_of(templates: dict[str, str]) -> str:

@@ -174,7 +174,17 @@ class _Trial(NamedTuple):
     # Tokens
 
     def unknown_tokens(self) -> Iterator[Finding]:
-        missing = [text for text in self.control_texts() if token_id(self.setup.tokenizer, text) is None]
+        absent = [text for text in self.control_texts() if token_id(self.setup.tokenizer, text) is None]
+        plain = [text for text in absent if token_id(hf_tokenizer(self.setup.tokenizer), text) is not None]
+        missing = [text for text in absent if text not in plain]
+        if plain:
+            named = ", ".join(self.setup.named(token_id(hf_tokenizer(self.setup.tokenizer), text)) for text in plain)
+            yield Finding(
+                "vocabulary",
+                f"the template writes {named}, which the vocabulary has as a plain piece only, not among the added "
+                "tokens: no text becomes it, it falls apart into several. Add it to the added_tokens of the "
+                'tokenizer\'s file ("special": true, with the same id), or take the tokenizer of the instruct model',
+            )
         if missing:
             yield Finding(
                 "vocabulary",

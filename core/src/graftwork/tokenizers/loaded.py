@@ -142,9 +142,9 @@ class LoadedTokenizer:
     def _end_of_turn(self) -> str:
         family = self.family.stop_tokens if self.family is not None else ()
         known = [text for text in family or END_OF_TURN_TEXTS if text in self.codec.control]
-        if not known or known == [self.roles.get("eos_token")]:
+        if not known:
             raise UsageError(
-                f"use_eot: the vocabulary in {self.path} has no end-of-turn token besides its EOS "
+                f"use_eot: the vocabulary in {self.path} has no end-of-turn token "
                 f"(looked for {', '.join(family or END_OF_TURN_TEXTS)}); leave use_eot out"
             )
         return known[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,11 @@ from graftwork.errors import UsageError
 from graftwork.tokenizers.load import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from transformers import PreTrainedTokenizerFast
 
-    from graftwork.specs import MessageLayout
+    from graftwork.specs import MessageLayout, ModelFamily
     from graftwork.tokenizers.tokenizer import Tokenizer
 
 Prompt = Mapping[str, tuple[str, str]]
@@ -90,6 +90,12 @@ class TorchtuneTokenizer:
         """The tokenizer as transformers has them."""
         return self.base.hf
 
+    @property
+    def family(self) -> ModelFamily | None:
+        """The family whose chat template and special tokens count."""
+        family: ModelFamily | None = getattr(self.base, "family", None)
+        return family
+
     def control_id(self, text: str) -> int | None:
         """The id of the special token whose whole text is ``text``."""
         return self.special_tokens.get(text, self.base.control_id(text))
@@ -144,6 +150,8 @@ class TorchtuneTokenizer:
         """
         ended = next((flag for flag in (add_end_tokens, add_eos) if flag is not None), self.layout.end_tokens)
         limit = max_seq_len or self.max_seq_len
+        if isinstance(messages, (str, Mapping)) or not isinstance(messages, Iterable):
+            raise _no_message(messages)
         rows = [message_of(message) for message in messages]
         rows = [row for row in rows if not (ignore_system_prompt and row.role == "system")]
         rows = _templated(rows, self.layout)
@@ -232,9 +240,11 @@ class TorchtuneTokenizer:
 
 def message_of(message: Any) -> TorchtuneMessage:
     """A message given as torchtune's object, as ours or as a dictionary; ``masked`` is by default all but the
-    assistant's. Raises :class:`UsageError` for a tool call that is not the assistant's.
+    assistant's. Raises :class:`UsageError` for what is no message, and for a tool call that is not the assistant's.
     """
     get = message.get if isinstance(message, Mapping) else lambda name, default=None: getattr(message, name, default)
+    if get("role") is None:
+        raise _no_message(message)
     role, content = str(get("role")), get("content")
     if isinstance(content, str):
         content = [{"type": "text", "content": content}]
@@ -249,6 +259,13 @@ def message_of(message: Any) -> TorchtuneMessage:
         masked=bool(get("masked", role != "assistant")),
         ipython=ipython,
         eot=bool(get("eot", True)),
+    )
+
+
+def _no_message(given: Any) -> UsageError:
+    return UsageError(
+        "tokenize_messages takes a list of messages, each with role and content, such as "
+        f"{{'role': 'user', 'content': 'Hi'}}; given was {str(given)[:80]!r}"
     )
 
 
