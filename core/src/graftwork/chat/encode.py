@@ -82,8 +82,9 @@ def encode_chat(
 
     The ids are those of ``tokenizer.apply_chat_template``, or of the format's own library where that encodes texts
     and markup apart (``ChatTemplate.encoding``). ``tokenizer`` is one of ours or of transformers; ``template`` a
-    name, a file or Jinja text, None is the tokenizer's own, else its family's where that fits. ``special_tokens_in_content`` says what becomes of a
-    control token in a message: it is refused (``error``), plain text (``as_text``), or a control token (``allow``).
+    name, a file or Jinja text, None is the tokenizer's own, else its family's where that fits.
+    ``special_tokens_in_content`` says what becomes of a control token in a message: it is refused (``error``), plain
+    text (``as_text``), or a control token (``allow``).
     A conversation without an assistant turn has nothing to learn, and every place is False.
     """
     written = write_chat(
