@@ -153,6 +153,29 @@ def test_a_file_that_is_not_what_its_folder_is_read_from(stand_in: Path) -> None
         model_hub("llama").load_custom_model(other, LlamaConfig(**SIZES))
 
 
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("read", ["model.safetensors", "pytorch_model.bin"])
+def test_a_card_that_names_another_file_than_its_folder_is_read_from(stand_in: Path, scheme: str, read: str) -> None:
+    weights = stand_in / "weights"
+    if read != "model.safetensors":
+        torch.save(AutoModelForCausalLM.from_pretrained(weights).state_dict(), weights / read)
+        (weights / "model.safetensors").unlink()
+    torch.save({"tok_embeddings.weight": torch.ones(300, 32)}, weights / "consolidated.00.pth")
+    for name in ("consolidated.00.pth", read, "config.json"):
+        place = f"{scheme}{weights / name}"
+        (stand_in / "cards.yaml").write_text(CARDS.replace("checkpoint: weights", f"checkpoint: {place}"))
+        if name == "consolidated.00.pth":
+            said = (
+                r"^card 'llama3_2_1b' \(.*cards.yaml:1\): checkpoint: model .*consolidated.00.pth: its folder is read"
+            )
+            with pytest.raises(ModelError, match=f"{said} from {read}; move this file to one of its own"):
+                graftwork.load_model("llama3_2_1b")
+            with pytest.raises(ModelError, match=f"{said} from {read}"):
+                model_hub("llama").load_model("llama3_2_1b", config=LlamaConfig(**SIZES))
+        else:
+            assert graftwork.load_model("llama3_2_1b").config.hidden_size == 32
+
+
 def test_a_configuration_of_no_family_or_of_another(stand_in: Path) -> None:
     hub = model_hub("llama")
     for config, text in (

@@ -330,6 +330,30 @@ def test_a_card_is_shown_and_explained(place: Any, graft: Any, tmp_path: Path) -
     assert "is neither a card nor a preset" in err
 
 
+def test_a_card_is_shown_with_its_overrides(place: Any, graft: Any) -> None:
+    def shown(override: str) -> tuple[Any, str]:
+        card = f"name: mine\nmodel_arch: toy_1m\nmodel_config_override: {{{override}}}\n"
+        place("own", "a.yaml", card)
+        return json.loads(graft("models", "show", "mine", "--json")[1]), graft("models", "show", "mine")[1]
+
+    facts, text = shown("model_dim: 32, vocab_size: 32, rope_theta: 5.0")
+    assert (facts["values"]["hidden_size"], facts["values"]["vocab_size"]) == (32, 32)
+    assert facts["from the card"] == ["hidden_size", "rope_theta"]
+    assert "hidden_size: 32 (from the card)\n" in text
+    assert "vocab_size: 32\n" in text
+    assert "num_parameters" not in facts
+    assert "num_parameters" not in text
+    facts, text = shown("max_seq_len: 8, rope_theta: 5.0, pad_idx: 3")
+    assert facts["values"]["max_position_embeddings"] == 8
+    assert facts["num_parameters"] == 1
+    facts, text = shown("vocab_size: 32")
+    assert "(from the card)" not in text
+    assert facts["num_parameters"] == 1
+    facts, text = shown("ffn_inner_dim: 3")
+    assert "ffn_inner_dim is no field of transformers by itself" in facts["mistakes"][0]
+    assert facts["mistakes"][0] in text
+
+
 # Models
 
 

@@ -13,7 +13,7 @@ from graftwork.errors import ModelError
 from graftwork.registry import get_registry
 from graftwork.sources.cards import library
 from graftwork.sources.overrides import by_transformers, said, unknown
-from graftwork.sources.resolve import checkpoint_of, resolve
+from graftwork.sources.resolve import check_file, checkpoint_of, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +40,7 @@ def model_of_card(params: ModelParams) -> ModelParams:
     if card.model_arch is not None and not params.load_pretrained_weights:
         return params.model_copy(update={**found, "model_name": f"preset:{card.model_arch}", "model_revision": None})
     checkpoint = checkpoint_of(card, revision=params.model_revision)
+    check_file(card)
     name = f"hf://{checkpoint.name}" if checkpoint.kind == "hub" else checkpoint.name
     return params.model_copy(update={**found, "model_name": name, "model_revision": checkpoint.revision})
 

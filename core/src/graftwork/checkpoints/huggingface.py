@@ -88,6 +88,19 @@ def has_weights(path: Path) -> bool:
     return _has(path, HF) or _has(path, HF_BIN)
 
 
+def check_read(file: Path) -> None:
+    """Refuses a weight file beside the one that its folder is read from: another would be loaded than the one named.
+
+    Raises :class:`ModelError` that names both.
+    """
+    folder = file.parent
+    single = next((name for name in (HF, HF_BIN) if _has(folder, name)), None)
+    if not file.is_file() or file.suffix == ".json" or single is None:
+        return
+    if file not in (read := shard_files(folder, single)):
+        raise ModelError(f"model {file}: its folder is read from {read[0].name}; move this file to one of its own")
+
+
 def _has(path: Path, single: str) -> bool:
     return (path / single).is_file() or (path / f"{single}.index.json").is_file()
 

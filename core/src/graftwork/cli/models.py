@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from graftwork.adapters.folder import recorded_base
+from graftwork.builders.changes import laid_over
 from graftwork.errors import GraftworkError, UsageError
 from graftwork.registry import get_registry
-from graftwork.sources import ResolvedModel, resolve
+from graftwork.sources import ResolvedModel, overrides, resolve
 from graftwork.sources.cards import library
+from graftwork.sources.config_keys import source_keys
 from graftwork.sources.hub import cached
 from graftwork.sources.local import read_config
 from graftwork.sources.resolve import checkpoint_of
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from graftwork.specs import ModelFamily, Preset
 
 GENERIC = "generic"
+FROM_CARD = "from the card"
+SHAPELESS = re.compile(r"rope_\w+|sliding_window|\w+_(token_id|eps|dropout|softcapping)")
+"""Values that change what a model computes, and not how many parameters it has."""
 UNPROVEN = (
     "packed training equals padded training (a trainer that packs proves it before step 1)",
     "the stop tokens (the tokenizer's end of text and generation_config.json are all there is)",
@@ -78,6 +84,10 @@ def show(name: str, as_json: bool) -> None:
     if preset is not None:
         facts |= {"preset": preset.name, **_described(preset, get_registry().family_of_preset(preset.name))}
         facts |= {"name": found.name, "values": dict(preset.values)}
+        if found.card is not None:
+            facts = _overridden(facts, found.card, preset)
+    if not as_json:
+        facts = _marked(facts)
     _print(facts, as_json=as_json)
 
 
@@ -145,6 +155,31 @@ def _of_card(card: Card) -> dict[str, Any]:
     laid = list(card.layers) if len(card.layers) > 1 else None
     more = {"built from": laid, "shadows": list(card.shadows) or None}
     return {key: value for key, value in {**own, **card.facts(), **more}.items() if value is not None}
+
+
+def _overridden(facts: Mapping[str, Any], card: Card, preset: Preset) -> dict[str, Any]:
+    """``facts`` with a card's values laid over its architecture's, and no published count where the shape differs."""
+    mistakes = overrides.mistakes(card)
+    if mistakes:
+        return {**facts, "mistakes": mistakes}
+    values = laid_over(preset.values, overrides.by_transformers(card))
+    changed = [key for key, value in values.items() if key not in preset.values or value != preset.values[key]]
+    rotary = "rope_parameters" in (source_keys(preset.model_type) or ())
+    shaped = [
+        key for key in changed if not SHAPELESS.fullmatch(key) and not (rotary and key == "max_position_embeddings")
+    ]
+    kept = {key: value for key, value in facts.items() if key != "num_parameters" or not shaped}
+    return {**kept, "values": values, FROM_CARD: changed} if changed else kept
+
+
+def _marked(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """As a person reads it: what is from the card is marked where it stands."""
+    if FROM_CARD not in facts:
+        return dict(facts)
+    values = {
+        key: f"{value} (from the card)" if key in facts[FROM_CARD] else value for key, value in facts["values"].items()
+    }
+    return {**{key: value for key, value in facts.items() if key != FROM_CARD}, "values": values}
 
 
 def _tokenizer(card: Card) -> str | None:

@@ -126,12 +126,13 @@ class ModelHub:
         not be a ``config.json``.
         """
         from graftwork.builders.model import build_of_config
+        from graftwork.checkpoints.huggingface import check_read
 
         place = local.expanded(path)
         folder = Path(folder_of(str(place)))
         if not folder.is_dir():
             raise ModelError(f"model {path}: there is no such file or folder")
-        _check_read(place, folder)
+        check_read(place)
         with _progress(progress):
             return build_of_config(
                 self._theirs(config), path=folder, family=self.family, device=_device(device), dtype=dtype
@@ -242,16 +243,6 @@ def _is(family: ModelFamily, name: str | None) -> bool:
 def _preset_of(family: ModelFamily, arch: str) -> Preset | None:
     names = {name.casefold(): preset for preset in family.presets for name in (preset.name, *preset.aliases)}
     return names.get(arch.casefold())
-
-
-def _check_read(file: Path, folder: Path) -> None:
-    """Refuses a weight file beside the one that its folder is read from: another would be loaded than the one named."""
-    from graftwork.checkpoints.huggingface import HF, is_hf, shard_files
-
-    if file == folder or not is_hf(folder) or file.suffix == ".json":
-        return
-    if file not in (read := shard_files(folder, HF)):
-        raise ModelError(f"model {file}: its folder is read from {read[0].name}; move this file to one of its own")
 
 
 def _device(device: Any) -> str:

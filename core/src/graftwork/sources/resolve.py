@@ -82,6 +82,8 @@ def locate(
         return resolved.path
     if resolved.card is not None:
         checkpoint = checkpoint_of(resolved.card, revision=resolved.revision)
+        if weights:
+            check_file(resolved.card)
         return locate(checkpoint, cache_dir=cache_dir, trust_remote_code=trust_remote_code, weights=weights)
     if resolved.kind == "hub":
         return hub.fetch(
@@ -143,6 +145,20 @@ def checkpoint_of(card: Card, *, revision: str | None = None) -> ResolvedModel:
     except ModelError as error:
         hint = "" if "://" in card.checkpoint else ". A path counts from the card's folder; a Hub id is hf://org/name"
         raise ModelError(f"card {card.name!r} ({card.place}): checkpoint: {error}{hint}") from error
+
+
+def check_file(card: Card) -> None:
+    """Refuses a card whose checkpoint is one file in a folder that is read from another: :class:`ModelError`."""
+    place = card.checkpoint or ""
+    file = local.from_uri(place) if place.startswith("file://") else Path(place)
+    if not file.is_file():
+        return
+    from graftwork.checkpoints.huggingface import check_read
+
+    try:
+        check_read(file)
+    except ModelError as error:
+        raise ModelError(f"card {card.name!r} ({card.place}): checkpoint: {error}") from error
 
 
 def _bare(name: str, revision: str | None) -> ResolvedModel:
