@@ -83,6 +83,23 @@ class Preset:
         return AutoConfig.for_model(self.model_type, **{**self.values, **changes})
 
 
+def decoder_shape(
+    width: int, hidden: int, layers: int, heads: int, kv_heads: int, head_dim: int | None = None
+) -> dict[str, int]:
+    """The numbers that most presets differ in, by the names of transformers' configurations.
+
+    Without ``head_dim`` it is left to the configuration, which takes ``width // heads``.
+    """
+    shape = {
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+    }
+    return shape if head_dim is None else {**shape, "head_dim": head_dim}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankLayout:
     """What a file of bare tiktoken ranks leaves unsaid: the pattern that cuts a text into words, and the special

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftwork.specs import MessageLayout, Preset
+from graftwork.specs import MessageLayout, Preset, decoder_shape
 
 _HUB = "google/gemma-"
 _COMMON: dict[str, Any] = {
@@ -19,17 +19,6 @@ _COMMON: dict[str, Any] = {
     "eos_token_id": 1,
     "bos_token_id": 2,
 }
-
-
-def _shape(width: int, hidden: int, layers: int, heads: int, kv_heads: int, head: int) -> dict[str, int]:
-    return {
-        "hidden_size": width,
-        "intermediate_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head,
-    }
 
 
 # --- Gemma 1: scores are divided by the root of head_dim, and there is no window and no cap
@@ -49,7 +38,7 @@ GEMMA_2B = Preset(
     name="gemma_2b",
     aliases=("gemma-2b",),
     model_type="gemma",
-    values={**_GEMMA, **_shape(2048, 16384, 18, 8, 1, 256)},
+    values={**_GEMMA, **decoder_shape(2048, 16384, 18, 8, 1, 256)},
     num_parameters=2_506_172_416,
     hub_ids=(f"{_HUB}2b", f"{_HUB}2b-it", f"{_HUB}1.1-2b-it"),
     chat_template="gemma-it",
@@ -59,7 +48,7 @@ GEMMA_7B = Preset(
     name="gemma_7b",
     aliases=("gemma-7b",),
     model_type="gemma",
-    values={**_GEMMA, **_shape(3072, 24576, 28, 16, 16, 256)},
+    values={**_GEMMA, **decoder_shape(3072, 24576, 28, 16, 16, 256)},
     num_parameters=8_537_680_896,
     hub_ids=(f"{_HUB}7b", f"{_HUB}7b-it", f"{_HUB}1.1-7b-it"),
     chat_template="gemma-it",
@@ -97,7 +86,7 @@ GEMMA2_2B = Preset(
     name="gemma2_2b",
     aliases=("gemma-2-2b",),
     model_type="gemma2",
-    values=_gemma2(_shape(2304, 9216, 26, 8, 4, 256), query_scale=256),
+    values=_gemma2(decoder_shape(2304, 9216, 26, 8, 4, 256), query_scale=256),
     num_parameters=2_614_341_888,
     hub_ids=(f"{_HUB}2-2b", f"{_HUB}2-2b-it"),
     chat_template="gemma-it",
@@ -107,7 +96,7 @@ GEMMA2_9B = Preset(
     name="gemma2_9b",
     aliases=("gemma-2-9b",),
     model_type="gemma2",
-    values=_gemma2(_shape(3584, 14336, 42, 16, 8, 256), query_scale=256),
+    values=_gemma2(decoder_shape(3584, 14336, 42, 16, 8, 256), query_scale=256),
     num_parameters=9_241_705_984,
     hub_ids=(f"{_HUB}2-9b", f"{_HUB}2-9b-it"),
     chat_template="gemma-it",
@@ -118,7 +107,7 @@ GEMMA2_27B = Preset(
     name="gemma2_27b",
     aliases=("gemma-2-27b",),
     model_type="gemma2",
-    values=_gemma2(_shape(4608, 36864, 46, 32, 16, 128), query_scale=144),
+    values=_gemma2(decoder_shape(4608, 36864, 46, 32, 16, 128), query_scale=144),
     num_parameters=27_227_128_320,
     hub_ids=(f"{_HUB}2-27b", f"{_HUB}2-27b-it"),
     chat_template="gemma-it",
@@ -171,7 +160,7 @@ GEMMA3_270M = Preset(
     name="gemma3_270m",
     aliases=("gemma-3-270m",),
     model_type="gemma3_text",
-    values=_gemma3(_shape(640, 2048, 18, 4, 1, 256), **_TEXT_ONLY),
+    values=_gemma3(decoder_shape(640, 2048, 18, 4, 1, 256), **_TEXT_ONLY),
     num_parameters=268_098_176,
     hub_ids=(f"{_HUB}3-270m", f"{_HUB}3-270m-it"),
     chat_template="gemma3-it",
@@ -181,7 +170,7 @@ GEMMA3_1B = Preset(
     name="gemma3_1b",
     aliases=("gemma-3-1b",),
     model_type="gemma3_text",
-    values=_gemma3(_shape(1152, 6912, 26, 4, 1, 256), **_TEXT_ONLY),
+    values=_gemma3(decoder_shape(1152, 6912, 26, 4, 1, 256), **_TEXT_ONLY),
     num_parameters=999_885_952,
     hub_ids=(f"{_HUB}3-1b-pt", f"{_HUB}3-1b-it"),
     chat_template="gemma3-it",
@@ -191,7 +180,7 @@ GEMMA3_4B = Preset(
     name="gemma3_4b",
     aliases=("gemma-3-4b",),
     model_type="gemma3_text",
-    values=_gemma3(_shape(2560, 10240, 34, 8, 4, 256), query_scale=256, **_WITH_IMAGES),
+    values=_gemma3(decoder_shape(2560, 10240, 34, 8, 4, 256), query_scale=256, **_WITH_IMAGES),
     num_parameters=3_880_263_168,
     chat_template="gemma3-it",
 )
@@ -200,7 +189,7 @@ GEMMA3_12B = Preset(
     name="gemma3_12b",
     aliases=("gemma-3-12b",),
     model_type="gemma3_text",
-    values=_gemma3(_shape(3840, 15360, 48, 16, 8, 256), query_scale=256, **_WITH_IMAGES),
+    values=_gemma3(decoder_shape(3840, 15360, 48, 16, 8, 256), query_scale=256, **_WITH_IMAGES),
     num_parameters=11_766_034_176,
     chat_template="gemma3-it",
 )
@@ -210,7 +199,7 @@ GEMMA3_27B = Preset(
     name="gemma3_27b",
     aliases=("gemma-3-27b",),
     model_type="gemma3_text",
-    values=_gemma3(_shape(5376, 21504, 62, 32, 16, 128), query_scale=168, **_WITH_IMAGES),
+    values=_gemma3(decoder_shape(5376, 21504, 62, 32, 16, 128), query_scale=168, **_WITH_IMAGES),
     num_parameters=27_009_346_304,
     chat_template="gemma3-it",
 )
@@ -230,7 +219,7 @@ PRESETS = (
 
 # --- For conformance tests: small, with windows shorter than a sample and caps that bite
 
-TINY = {**_COMMON, **_shape(32, 48, 2, 4, 2, 16), "vocab_size": 128, "max_position_embeddings": 128}
+TINY = {**_COMMON, **decoder_shape(32, 48, 2, 4, 2, 16), "vocab_size": 128, "max_position_embeddings": 128}
 TINY_BY_TYPE: dict[str, dict[str, Any]] = {
     "gemma": {"num_key_value_heads": 1},
     "gemma2": {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from graftwork.specs import DECODER, MessageLayout, Preset, RankLayout
+from graftwork.specs import DECODER, MessageLayout, Preset, RankLayout, decoder_shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,14 +58,7 @@ def _scaled(factor: float) -> dict[str, Any]:
 
 
 def _shape(width: int, hidden: int, layers: int, heads: int, kv_heads: int) -> dict[str, int]:
-    return {
-        "hidden_size": width,
-        "intermediate_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": width // heads,
-    }
+    return decoder_shape(width, hidden, layers, heads, kv_heads, width // heads)
 
 
 LLAMA2_7B = Preset(

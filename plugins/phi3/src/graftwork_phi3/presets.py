@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftwork.specs import MessageLayout, Preset
+from graftwork.specs import MessageLayout, Preset, decoder_shape
 
 _COMMON: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
@@ -30,16 +30,6 @@ _PHI3: dict[str, Any] = {
     "eos_token_id": 32000,
     "pad_token_id": 32000,
 }
-
-
-def _shape(width: int, hidden: int, layers: int, heads: int, kv_heads: int) -> dict[str, int]:
-    return {
-        "hidden_size": width,
-        "intermediate_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-    }
 
 
 def _longrope(short: tuple[float, ...], long: tuple[float, ...], sliding_window: int) -> dict[str, Any]:
@@ -270,7 +260,7 @@ PHI3_MINI = Preset(
     name="phi3_mini",
     aliases=("phi3_mini_4k", "phi-3-mini-4k", "phi-3-mini-4k-instruct"),
     model_type="phi3",
-    values={**_PHI3, **_shape(3072, 8192, 32, 32, 32)},
+    values={**_PHI3, **decoder_shape(3072, 8192, 32, 32, 32)},
     num_parameters=3_821_079_552,
     hub_ids=("microsoft/Phi-3-mini-4k-instruct",),
     chat_template="phi3-instruct",
@@ -280,7 +270,7 @@ PHI3_MINI_128K = Preset(
     name="phi3_mini_128k",
     aliases=("phi-3-mini-128k", "phi-3-mini-128k-instruct"),
     model_type="phi3",
-    values={**_longrope(_MINI_SHORT, _MINI_LONG, 262144), **_shape(3072, 8192, 32, 32, 32)},
+    values={**_longrope(_MINI_SHORT, _MINI_LONG, 262144), **decoder_shape(3072, 8192, 32, 32, 32)},
     num_parameters=3_821_079_552,
     hub_ids=("microsoft/Phi-3-mini-128k-instruct",),
     chat_template="phi3-instruct",
@@ -290,7 +280,7 @@ PHI3_MEDIUM_4K = Preset(
     name="phi3_medium_4k",
     aliases=("phi-3-medium-4k", "phi-3-medium-4k-instruct"),
     model_type="phi3",
-    values={**_PHI3, **_shape(5120, 17920, 40, 40, 10)},
+    values={**_PHI3, **decoder_shape(5120, 17920, 40, 40, 10)},
     num_parameters=13_960_238_080,
     hub_ids=("microsoft/Phi-3-medium-4k-instruct",),
     chat_template="phi3-instruct",
@@ -300,7 +290,7 @@ PHI3_5_MINI = Preset(
     name="phi3_5_mini",
     aliases=("phi3.5_mini", "phi-3.5-mini", "phi-3.5-mini-instruct"),
     model_type="phi3",
-    values={**_longrope(_MINI_3_5_SHORT, _MINI_3_5_LONG, 262144), **_shape(3072, 8192, 32, 32, 32)},
+    values={**_longrope(_MINI_3_5_SHORT, _MINI_3_5_LONG, 262144), **decoder_shape(3072, 8192, 32, 32, 32)},
     num_parameters=3_821_079_552,
     hub_ids=("microsoft/Phi-3.5-mini-instruct",),
     chat_template="phi3.5-instruct",
@@ -313,7 +303,7 @@ PHI4_14B = Preset(
     model_type="phi3",
     values={
         **_COMMON,
-        **_shape(5120, 17920, 40, 40, 10),
+        **decoder_shape(5120, 17920, 40, 40, 10),
         "vocab_size": 100352,
         "max_position_embeddings": 16384,
         "original_max_position_embeddings": 16384,
@@ -332,7 +322,7 @@ PRESETS = (PHI3_MINI, PHI3_MINI_128K, PHI3_MEDIUM_4K, PHI3_5_MINI, PHI4_14B)
 
 TINY: dict[str, Any] = {
     **_COMMON,
-    **_shape(32, 56, 2, 4, 2),
+    **decoder_shape(32, 56, 2, 4, 2),
     "vocab_size": 128,
     "max_position_embeddings": 128,
     "sliding_window": 5,

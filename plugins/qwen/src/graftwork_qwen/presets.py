@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graftwork.specs import MessageLayout, Preset
+from graftwork.specs import MessageLayout, Preset, decoder_shape
 
 _COMMON: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
@@ -31,29 +31,19 @@ _SMALL: dict[str, Any] = {"vocab_size": 151936, "tie_word_embeddings": True}
 _LARGE: dict[str, Any] = {"vocab_size": 152064, "tie_word_embeddings": False}
 
 
-def _shape(width: int, hidden: int, layers: int, heads: int, kv_heads: int) -> dict[str, int]:
-    return {
-        "hidden_size": width,
-        "intermediate_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-    }
-
-
 def _qwen3(width: int, hidden: int, layers: int, heads: int, *, tied: bool) -> dict[str, Any]:
     """No biases, and queries and keys are normalised. Heads are 128 wide whatever the model's width."""
     own = {"vocab_size": 151936, "head_dim": 128, "attention_bias": False, "tie_word_embeddings": tied}
-    return {**_shape(width, hidden, layers, heads, 8), **own}
+    return {**decoder_shape(width, hidden, layers, heads, 8), **own}
 
 
-_0_5B = {**_SMALL, **_shape(896, 4864, 24, 14, 2)}
-_1_5B = {**_SMALL, **_shape(1536, 8960, 28, 12, 2)}
-_3B = {**_SMALL, **_shape(2048, 11008, 36, 16, 2)}
-_7B = {**_LARGE, **_shape(3584, 18944, 28, 28, 4)}
-_14B = {**_LARGE, **_shape(5120, 13824, 48, 40, 8)}
-_32B = {**_LARGE, **_shape(5120, 27648, 64, 40, 8)}
-_72B = {**_LARGE, **_shape(8192, 29568, 80, 64, 8)}
+_0_5B = {**_SMALL, **decoder_shape(896, 4864, 24, 14, 2)}
+_1_5B = {**_SMALL, **decoder_shape(1536, 8960, 28, 12, 2)}
+_3B = {**_SMALL, **decoder_shape(2048, 11008, 36, 16, 2)}
+_7B = {**_LARGE, **decoder_shape(3584, 18944, 28, 28, 4)}
+_14B = {**_LARGE, **decoder_shape(5120, 13824, 48, 40, 8)}
+_32B = {**_LARGE, **decoder_shape(5120, 27648, 64, 40, 8)}
+_72B = {**_LARGE, **decoder_shape(8192, 29568, 80, 64, 8)}
 
 
 # --- Qwen2, as torchtune has it: the chat models; their base models go to 131,072 positions
@@ -404,7 +394,7 @@ PRESETS = (
 
 TINY: dict[str, Any] = {
     **_COMMON,
-    **_shape(32, 56, 2, 4, 2),
+    **decoder_shape(32, 56, 2, 4, 2),
     "vocab_size": 128,
     "max_position_embeddings": 128,
     "use_sliding_window": True,
