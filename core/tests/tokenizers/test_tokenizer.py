@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from graftwork import ModelParams, Tokenizer, build_tokenizer, load_tokenizer
+from graftwork.builders import extras
 from graftwork.errors import ClashError, MissingExtraError, ModelError, UnknownNameError, UsageError
-from graftwork.tokenizers import TokenizerConfig, VocabularyInfo, codec, get_default_special_tokens
+from graftwork.tokenizers import TokenizerConfig, VocabularyInfo, get_default_special_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -189,8 +190,8 @@ def test_implementations_by_name(ranks: Path, model: Path, toy_family: None) -> 
 def test_a_missing_package_is_named_with_its_extra(
     request: pytest.FixtureRequest, toy_family: None, monkeypatch: pytest.MonkeyPatch, kind: str, package: str
 ) -> None:
-    found = codec.find_spec
-    monkeypatch.setattr(codec, "find_spec", lambda name: None if name == package else found(name))
+    found = extras.find_spec
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == package else found(name))
     for impl in (None, "hf"):
         with pytest.raises(
             MissingExtraError, match=rf'{package}, which is not installed: pip install "graftwork\[{package}\]"'
@@ -204,8 +205,8 @@ def test_without_protobuf_a_model_encodes_but_has_no_hf(model: Path, monkeypatch
             raise ModuleNotFoundError(name)  # as where the package google is missing too
         return found(name)
 
-    found = codec.find_spec
-    monkeypatch.setattr(codec, "find_spec", gone)
+    found = extras.find_spec
+    monkeypatch.setattr(extras, "find_spec", gone)
     tokenizer = load_tokenizer(model)
     assert tokenizer.decode(tokenizer.encode("hello")) == "hello"
     with pytest.raises(

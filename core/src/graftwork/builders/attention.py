@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from graftwork.builders.extras import importable
 from graftwork.errors import UsageError, did_you_mean
 
 # The packages behind transformers' flash attentions. Without them transformers would fetch a kernel from the Hub.
@@ -42,14 +41,7 @@ def _known() -> set[str]:
 
 
 def _installed() -> set[str]:
-    return {name for name in _known() if name not in _PACKAGES or _importable(_PACKAGES[name])}
-
-
-def _importable(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
+    return {name for name in _known() if name not in _PACKAGES or importable(_PACKAGES[name])}
 
 
 def _available() -> str:

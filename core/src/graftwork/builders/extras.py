@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from graftwork.errors import MissingExtraError
@@ -24,6 +25,14 @@ def import_heavy(module: str) -> Any:
         raise MissingExtraError(
             f'this needs {missing}, which is not installed: pip install "graftwork[models]"'
         ) from error
+
+
+def importable(module: str) -> bool:
+    """Whether ``module`` is installed; nothing is imported but the packages that it lies in."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # a parent package is missing
+        return False
 
 
 def lazy_exports(package: str, exports: Mapping[str, str], namespace: dict[str, Any]) -> Callable[[str], Any]:

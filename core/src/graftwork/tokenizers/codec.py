@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
+from graftwork.builders.extras import importable
 from graftwork.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -93,19 +93,12 @@ def well_formed(text: str) -> str:
 
 def require(path: Path, *, extra: str, modules: Mapping[str, str]) -> None:
     """Raises :class:`MissingExtraError` where one of ``modules`` (package to module) is not installed."""
-    missing = [name for name, module in modules.items() if not _has(module)]
+    missing = [name for name, module in modules.items() if not importable(module)]
     if missing:
         raise MissingExtraError(
             f"{path} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
             f'pip install "graftwork[{extra}]", or use a folder with a tokenizer.json'
         )
-
-
-def _has(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # the parent package, google, is missing
-        return False
 
 
 @lru_cache(maxsize=32)
