@@ -22,7 +22,10 @@ class Row:
     """Several samples side by side. Segment i takes ``segment_lengths[i]`` tokens, and positions restart there.
 
     ``labels[i]`` is the token that the model must predict at position ``label_positions[i]``: the token after
-    it, within the same segment.
+    it, within the same segment. ``wheres[i]`` is where segment i comes from.
+
+    A segment that is a preference pair has its ``pairs`` entry: the tokens of the prompt, the chosen and the rejected
+    answer. The rejected answer's positions go on from the end of the prompt, as the chosen one's do.
     """
 
     input_ids: torch.Tensor  # [1, T] int64
@@ -30,6 +33,8 @@ class Row:
     segment_lengths: tuple[int, ...]  # sum T
     label_positions: torch.Tensor  # [L] int64, into T
     labels: torch.Tensor  # [L] int64
+    wheres: tuple[str, ...] = ()
+    pairs: tuple[tuple[int, int, int], ...] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -54,4 +59,5 @@ def to_row(samples: Sequence[Sample]) -> Row:
         segment_lengths=lengths,
         label_positions=torch.from_numpy(targets - 1),
         labels=torch.from_numpy(ids[targets]),
+        wheres=tuple(sample.where for sample in samples),
     )

@@ -25,11 +25,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """T tokens. ``trained[t]`` says that token t is learned, that is, predicted from the tokens before it."""
+    """T tokens. ``trained[t]`` says that token t is learned, that is, predicted from the tokens before it.
+
+    Of a preference pair ``parts`` are the numbers of tokens of the prompt, the chosen and the rejected answer, which
+    lie one after the other.
+    """
 
     input_ids: NDArray[np.int32]  # [T]
     trained: NDArray[np.bool_]  # [T]
     where: str
+    parts: tuple[int, int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)

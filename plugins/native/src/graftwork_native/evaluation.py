@@ -16,9 +16,11 @@ from graftwork_native.forward import Forward, base_of, evaluating
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from torch import nn
     from transformers import PreTrainedTokenizerFast
 
     from graftwork.data.batch import Row
+    from graftwork_native.objective import Objective
 
 
 SHOWN_BEGINNING, SHOWN_REFERENCE = 24, 96
@@ -34,16 +36,18 @@ class Prompt:
     reference: str | None = None
 
 
-def evaluate(forward: Forward, rows: Iterable[Row]) -> dict[str, float]:
-    """The mean loss over every label of ``rows``, as ``eval_loss``."""
+def evaluate(model: nn.Module, objective: Objective, rows: Iterable[Row]) -> dict[str, float]:
+    """The mean loss over all ``rows`` as ``eval_loss``, and the objective's further metrics."""
     begin = time.perf_counter()
-    total, labels = 0.0, 0
-    with evaluating(forward.model):
+    total, weight, labels = 0.0, 0, 0
+    with evaluating(model):
         for row in rows:
-            total += float(forward.loss(row, 1.0))
+            total += float(objective.loss(row, 1.0))
+            weight += objective.weight(row)
             labels += row.num_labels
     return {
-        "eval_loss": total / max(1, labels),
+        "eval_loss": total / max(1, weight),
+        **{f"eval_{name}": further / max(1, weight) for name, further in objective.sums().items()},
         "eval_tokens": labels,
         "eval_time_s": round(time.perf_counter() - begin, 3),
     }

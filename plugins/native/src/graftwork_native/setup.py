@@ -16,6 +16,7 @@ from graftwork.tokenizers import stop_token_ids
 from graftwork_native import precision
 from graftwork_native.evaluation import Prompt, prompts_of
 from graftwork_native.model import device_of, load_model
+from graftwork_native.objective import CrossEntropy, Objective
 from graftwork_native.optimizers import parameter_groups
 from graftwork_native.params import NativeParams
 from graftwork_native.trial import plan_forward
@@ -41,6 +42,7 @@ class Parts:
 
     model: nn.Module
     forward: Forward
+    objective: Objective
     tokenizer: PreTrainedTokenizerFast
     stop_ids: frozenset[int]
     loader: Loader
@@ -80,6 +82,7 @@ def set_up(request: TrainRequest) -> Parts:
     return Parts(
         model=model,
         forward=forward,
+        objective=CrossEntropy(forward),
         tokenizer=tokenizer,
         stop_ids=stop_ids,
         loader=loader,

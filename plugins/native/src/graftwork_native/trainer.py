@@ -122,10 +122,11 @@ class NativeTrainer:
     def _step(self, rows: list[Row]) -> dict[str, float]:
         """One optimizer step over all its rows."""
         rate = learning_rate(self.training, self.state.step, self.parts.total_steps)
-        scale = 1.0 / max(1, sum(row.num_labels for row in rows))
+        objective = self.parts.objective
+        scale = 1.0 / max(1, sum(objective.weight(row) for row in rows))
         loss = 0.0
         for row in rows:
-            part = self.parts.forward.loss(row, scale)
+            part = objective.loss(row, scale)
             part.backward()
             loss += float(part.detach())
         norm = self._clip()
@@ -135,7 +136,8 @@ class NativeTrainer:
         self.parts.optimizer.step()
         self.parts.optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
-        return {"loss": loss, "learning_rate": rate, "grad_norm": norm}
+        further = {name: total * scale for name, total in objective.sums().items()}
+        return {"loss": loss, **further, "learning_rate": rate, "grad_norm": norm}
 
     def _clip(self) -> float:
         """The norm of the whole gradient, which is scaled down to ``max_grad_norm`` where it is larger.
@@ -198,7 +200,7 @@ class NativeTrainer:
     def _evaluate(self) -> None:
         if self.parts.validation is None:
             return
-        metrics = evaluate(self.parts.forward, self.parts.validation.rows())
+        metrics = evaluate(self.parts.forward.model, self.parts.objective, self.parts.validation.rows())
         self.last |= metrics
         self.run.log(self.state.step, metrics)
         if self.state.step:
