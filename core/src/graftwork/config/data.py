@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from graftwork.config.base import FilePath, Neutral, Params
+
+
+def _rows_or_share(value: float) -> float:
+    """A number of rows is whole."""
+    if value >= 1 and value != int(value):
+        raise ValueError("neither a whole number of rows nor a share below 1")
+    return value
+
+
+RejectedRows = Annotated[int | float, Field(ge=0), AfterValidator(_rows_or_share)]
 
 
 class DatasetParams(Params):
@@ -48,6 +58,9 @@ class DatasetSplitParams(Params):
     stream: bool = Field(False, description="Read rows as they are needed instead of all at first.")
     max_length: int | None = Field(None, gt=0, description="Longest sample in tokens; default: the model's.")
     over_long: Literal["error", "drop", "truncate"] = Field("error", description="What to do with a longer sample.")
+    max_rejected: RejectedRows = Field(
+        0, description="Rows that may be left out as unusable: a number of them, or below 1 a share of those read."
+    )
     train_target: Literal["all_assistant_turns", "final_assistant_turn"] = Field(
         "all_assistant_turns", description="Which turns of a conversation are trained."
     )

@@ -46,12 +46,19 @@ class Sample:
 
 def to_plain(sample: Sample) -> dict[str, Any]:
     """The sample as plain data, for a checkpoint."""
-    return {"input_ids": sample.input_ids.tolist(), "trained": sample.trained.tolist(), "where": sample.where}
+    return {
+        "input_ids": sample.input_ids.tolist(),
+        "trained": sample.trained.tolist(),
+        "where": sample.where,
+        "parts": sample.parts and list(sample.parts),
+    }
 
 
 def from_plain(data: dict[str, Any]) -> Sample:
     """The inverse of :func:`to_plain`."""
-    return Sample(np.asarray(data["input_ids"], np.int32), np.asarray(data["trained"], np.bool_), data["where"])
+    ids, trained = np.asarray(data["input_ids"], np.int32), np.asarray(data["trained"], np.bool_)
+    parts = data.get("parts")
+    return Sample(ids, trained, data["where"], None if parts is None else (parts[0], parts[1], parts[2]))
 
 
 Encode = Callable[[Row], Sample]

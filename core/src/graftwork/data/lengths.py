@@ -1,0 +1,62 @@
+"""What is too long: an error, dropped, or cut; and a row's whole way to a sample, with what became of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from graftwork.data.account import Outcome
+from graftwork.errors import DataError
+
+if TYPE_CHECKING:
+    from graftwork.data.readers import Row
+    from graftwork.data.samples import Encode, Sample
+
+
+class TooLongError(DataError):
+    """Nothing of a row that is worth training on fits; the message says why, without the row's place."""
+
+
+@runtime_checkable
+class Shortens(Protocol):
+    """An encoder that can leave out part of a row that is too long."""
+
+    def shorten(self, row: Row, max_length: int) -> Sample:
+        """The row in at most ``max_length`` tokens. Raises :class:`TooLongError` where nothing of it is left."""
+        ...
+
+
+def prepare(row: Row, encode: Encode, max_length: int | None, over_long: str) -> Outcome:
+    """The row's sample within ``max_length`` tokens (None: documents, which are cut later), or why it has none.
+
+    ``over_long`` is ``error`` (the row is rejected), ``drop`` or ``truncate``. Raises nothing.
+    """
+    try:
+        sample = encode(row)
+        if max_length is not None and len(sample) > max_length:
+            return fit(row, sample, encode, max_length, over_long)
+    except DataError as error:
+        return Outcome(row.where, None, "rejected", str(error).removeprefix(f"{row.where}: "))
+    if not teaches(sample):
+        return Outcome(row.where, None, "dropped", "nothing to learn: it is empty, or no token of it is trained")
+    return Outcome(row.where, sample)
+
+
+def fit(row: Row, sample: Sample, encode: Encode, max_length: int, over_long: str) -> Outcome:
+    """What the policy makes of a sample that is too long."""
+    size = f"{len(sample)} tokens, but a sample may have {max_length}"
+    if over_long == "error":
+        raise DataError(f"{row.where}: {size}; raise max_length, or set over_long: drop or truncate")
+    if over_long == "drop":
+        return Outcome(row.where, None, "dropped", f"too long: {size}")
+    if not isinstance(encode, Shortens):
+        return Outcome(row.where, None, "dropped", f"too long, and rows of this kind are not cut: {size}")
+    try:
+        shorter = encode.shorten(row, max_length)
+    except TooLongError as error:
+        return Outcome(row.where, None, "dropped", f"{error} ({size})")
+    return Outcome(row.where, shorter, "truncated", f"too long: {size}")
+
+
+def teaches(sample: Sample) -> bool:
+    """Whether any token is learned; the first of a sample is not predicted."""
+    return bool(sample.trained[1:].any())
