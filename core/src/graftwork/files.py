@@ -32,29 +32,44 @@ def complete_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside ``path`` that takes its place when the block ends well, and goes if it does not.
 
     Everything in the folder is on the disk before it gets its name. A folder that has the name already stays until
-    then.
+    then, and is only deleted when the new one has the name for good.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
+    before: Path | None = None
     try:
         yield beside
         for file in sorted(beside.rglob("*")):
             sync(file)
         sync(beside)
-        before = retire(path) if path.exists() else None
+        if path.exists():
+            before = move_away(path, REPLACED)
         beside.rename(path)
-        if before is not None:
-            shutil.rmtree(before)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
+        if before is not None and not path.exists():
+            before.rename(path)
         raise
     sync(path.parent)
+    if before is not None:
+        remove_folder(before)
+
+
+REPLACED, REMOVED = "old", "gone"
+"""How the name of a folder ends that makes room for its successor, and of one that is being deleted."""
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed process was writing, or removing, in ``folder``. Call it where nobody else writes."""
-    for path in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
+    """Removes what a killed process was writing, or removing, in ``folder``. Call it where nobody else writes.
+
+    A folder that had made room for a successor which never came gets its name back.
+    """
+    for path in sorted(folder.glob(f".*.{REPLACED}")):
+        name = path.with_name(path.name.removeprefix(".").removesuffix(f".{REPLACED}"))
+        if not name.exists():
+            path.rename(name)
+    for path in [found for end in ("tmp", REPLACED, REMOVED) for found in folder.glob(f".*.{end}")]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -63,14 +78,14 @@ def remove_leftovers(folder: Path) -> None:
 
 def remove_folder(path: Path) -> None:
     """Removes a folder; half of one must never look like a whole one."""
-    shutil.rmtree(retire(path))
+    shutil.rmtree(move_away(path, REMOVED))
 
 
-def retire(path: Path) -> Path:
+def move_away(path: Path, end: str) -> Path:
     """Takes a folder's name away from it, in one move."""
-    retired = path.with_name(f".{path.name}.old")
-    shutil.rmtree(retired, ignore_errors=True)
-    return path.rename(retired)
+    away = path.with_name(f".{path.name.lstrip('.')}.{end}")
+    shutil.rmtree(away, ignore_errors=True)
+    return path.rename(away)
 
 
 def sync(path: Path) -> None:
