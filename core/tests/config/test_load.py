@@ -55,7 +55,7 @@ FOUND = [
     "19: training.learning_rate = 'fast': expected a number",
     "20: training.seed = True: expected a number, not true or false",
     "22: training.eval_strategy = 'steps': there is nothing to evaluate on: data.validation.datasets is empty",
-    "23: training.enable_wandb = True: not supported here; remove it: no installed plugin writes to",
+    "23: training.enable_wandb = True: the plugin wandb, which writes to Weights & Biases, is blocked: ",
     "24: training.lora_r = 8: unknown key; did you mean peft.lora_r?",
     "25: training.seed: written twice, at lines 20 and 25; keep one",
     "26: peft = 5: expected a block of settings, not a single value or a list",

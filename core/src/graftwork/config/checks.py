@@ -32,6 +32,7 @@ def check_all(config: RunConfig) -> list[Problem]:
         _check_evaluation,
         _check_schedule,
         _check_adapter,
+        _check_trackers,
         _check_paths,
     )
     return [problem for check in checks for problem in check(config)]
@@ -189,6 +190,16 @@ def _check_adapter(config: RunConfig) -> Iterator[Problem]:
         )
         related = (("peft", "q_lora_bits"), ("peft", "quantizer"))
         yield Problem(path=("peft", "q_lora"), value=True, text=text, related=related)
+
+
+def _check_trackers(config: RunConfig) -> Iterator[Problem]:
+    """``enable_NAME`` without the plugin that hears it would be a run without the curves that were asked for."""
+    states = {plugin.name: plugin for plugin in get_registry().plugins}
+    wandb = states.get("wandb")
+    if config.training.enable_wandb and (wandb is None or wandb.state != "active"):
+        found = f"is {wandb.state}: {wandb.reason}" if wandb else "is not installed: pip install graftwork-wandb"
+        text = f"the plugin wandb, which writes to Weights & Biases, {found}"
+        yield Problem(path=("training", "enable_wandb"), value=True, text=text)
 
 
 def _check_paths(config: RunConfig) -> Iterator[Problem]:

@@ -15,7 +15,7 @@ _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "no": "none", "float32": "
 class TrainingParams(Params):
     """How the model is trained. Batch sizes count samples, steps are optimizer steps."""
 
-    ALIASES: ClassVar[Mapping[str, str]] = {"evaluation_strategy": "eval_strategy"}
+    ALIASES: ClassVar[Mapping[str, str]] = {"evaluation_strategy": "eval_strategy", "keep_last": "save_total_limit"}
 
     trainer_type: str = Field("NATIVE", min_length=1, description="The training method, by name.")
     trainer_kwargs: dict[str, Any] = Field(default_factory=dict, description="Options of the training method.")
@@ -44,6 +44,9 @@ class TrainingParams(Params):
     adam_epsilon: float = Field(1e-8, gt=0, description="Added to the denominator.")
     sgd_momentum: float = Field(0.0, ge=0, description="Momentum of SGD.")
     max_grad_norm: float | None = Field(1.0, gt=0, description="Clip the gradient's norm; null: do not clip.")
+    nonfinite_loss: Literal["stop", "skip"] = Field(
+        "stop", description="A loss or gradient that is NaN or infinite stops the run, or its batch is left out."
+    )
 
     mixed_precision_dtype: Literal["auto", "none", "bf16", "fp16"] = Field(
         "auto", description="Type of the matrix products; auto: bf16 where the hardware has it, else none."
@@ -56,12 +59,20 @@ class TrainingParams(Params):
 
     eval_strategy: Literal["no", "steps", "epoch"] = Field("no", description="When to evaluate.")
     eval_steps: int = Field(500, ge=1, description="Steps between evaluations.")
-    save_steps: int = Field(500, ge=0, description="Steps between checkpoints; 0: none between.")
+    save_steps: int = Field(500, ge=0, description="Steps between checkpoints, and one at the end; 0: none.")
     save_epoch: bool = Field(False, description="A checkpoint at the end of each epoch.")
     save_final_model: bool = Field(True, description="Write the trained model to final/.")
-    save_total_limit: int | None = Field(None, ge=1, description="Keep this many checkpoints; default: all.")
+    save_total_limit: int | None = Field(
+        None, ge=1, description="Keep this many checkpoints, the newest; default: all, or 1 with keep_best."
+    )
+    keep_best: int | None = Field(
+        None, ge=1, description="Keep the checkpoints of this many best evaluations, beside the newest."
+    )
     load_best_model_at_end: bool = Field(False, description="final/ gets the best evaluated weights.")
-    metric_for_best_model: str = Field("eval_loss", description="The metric that says which is best; lower is better.")
+    metric_for_best_model: str = Field("eval_loss", min_length=1, description="The evaluation that says what is best.")
+    greater_is_better: bool | None = Field(
+        None, description="Whether more of that metric is better; default: less of a loss, more of anything else."
+    )
     early_stopping_patience: int | None = Field(
         None, ge=1, description="Stop after this many evaluations without gain."
     )
@@ -77,11 +88,9 @@ class TrainingParams(Params):
         "warning", description="Level of notices of transformers and the like."
     )
     enable_tensorboard: bool = Field(True, description="Write TensorBoard files.")
+    enable_wandb: bool = Field(False, description="Send the curves to Weights & Biases (plugin graftwork-wandb).")
     include_performance_metrics: bool = Field(False, description="Oumi's; speed and memory are always measured.")
 
-    enable_wandb: Annotated[
-        Any, Neutral(False, None, instead="remove it: no installed plugin writes to Weights & Biases")
-    ] = Field(False, description="Oumi's; only false.")
     enable_mlflow: Annotated[Any, Neutral(False, None, instead="remove it")] = Field(
         False, description="Oumi's; only false."
     )

@@ -1,0 +1,1 @@
+"""Curves of graftwork runs in Weights & Biases."""
