@@ -32,7 +32,7 @@ def prepare(row: Row, encode: Encode, max_length: int | None, over_long: str) ->
     """
     try:
         sample = encode(row)
-        if max_length is not None and len(sample) > max_length:
+        if max_length is not None and sample.longest > max_length:
             return fit(row, sample, encode, max_length, over_long)
     except DataError as error:
         return Outcome(row.where, None, "rejected", str(error).removeprefix(f"{row.where}: "))
@@ -43,7 +43,7 @@ def prepare(row: Row, encode: Encode, max_length: int | None, over_long: str) ->
 
 def fit(row: Row, sample: Sample, encode: Encode, max_length: int, over_long: str) -> Outcome:
     """What the policy makes of a sample that is too long."""
-    size = f"{len(sample)} tokens, but a sample may have {max_length}"
+    size = f"{sample.longest} tokens, but a sample may have {max_length}"
     if over_long == "error":
         raise DataError(f"{row.where}: {size}; raise max_length, or set over_long: drop or truncate")
     if over_long == "drop":

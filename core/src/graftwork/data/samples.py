@@ -39,6 +39,11 @@ class Sample:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest conversation in it: of a pair, the prompt with the longer answer."""
+        return len(self) if self.parts is None else self.parts[0] + max(self.parts[1:])
+
     def cut(self, start: int, stop: int) -> Sample:
         """A piece of the sample."""
         return Sample(self.input_ids[start:stop], self.trained[start:stop], self.where)
