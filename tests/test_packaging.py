@@ -223,8 +223,7 @@ WHERE_IT_IS_WRITTEN = pytest.mark.skipif(
 
 @WHERE_IT_IS_WRITTEN
 def test_all_that_is_installed_is_constrained_and_nothing_else() -> None:
-    # trl is what `make bench` compares with.
-    assert set(pins()) == workspace() | {"trl"}
+    assert set(pins()) == workspace()
 
 
 @WHERE_IT_IS_WRITTEN

@@ -52,6 +52,7 @@ CHECKPOINT_FORMATS = Kind(
     "checkpoint_formats", "graftwork_checkpoint_formats", specs.CheckpointFormat, "checkpoint format"
 )
 ASSET_CARDS = Kind("asset_cards", "graftwork_asset_cards", specs.AssetCardSource, "source of asset cards")
+REWARD_FUNCTIONS = Kind("reward_functions", "graftwork_reward_functions", specs.RewardSpec, "reward function")
 OPTIMIZERS = Kind("optimizers", "graftwork_optimizers", specs.OptimizerSpec, "optimizer")
 # Presets are declared inside families, and looked up like everything else.
 PRESETS = Kind("presets", FAMILIES.hook, specs.Preset, "preset")
@@ -75,6 +76,7 @@ DECLARED: tuple[Kind[Any], ...] = (
     DATASETS,
     COLLATORS,
     TRAINERS,
+    REWARD_FUNCTIONS,
     OPTIMIZERS,
     ENGINES,
 )

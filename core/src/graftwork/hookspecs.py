@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         ModelFamily,
         OptimizerSpec,
         QuantizerSpec,
+        RewardSpec,
         SourceSpec,
         TokenizerSpec,
         TrainerSpec,
@@ -177,6 +178,25 @@ def graftwork_trainers() -> Iterable[TrainerSpec]:
     @hookimpl
     def graftwork_trainers():
         return [TrainerSpec(name="MY_SFT", schemas=("chat",), build=_build, params=_params)]
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def graftwork_reward_functions() -> Iterable[RewardSpec]:
+    """Rewards for reinforcement learning (GRPO), named in ``training.trainer_kwargs.reward_functions``; a
+    configuration never names code. ``load`` gives the function, which is called with the prompts, the completions and
+    the columns of their rows::
+
+        def _short():
+            def short(prompts, completions, completion_ids, **columns):
+                return [-float(len(ids)) for ids in completion_ids]
+
+            return short
+
+        @hookimpl
+        def graftwork_reward_functions():
+            return [RewardSpec(name="short", load=_short)]
     """
     raise NotImplementedError
 

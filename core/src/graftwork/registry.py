@@ -103,6 +103,7 @@ class Registry:
         self.engines = Table(self, kinds.ENGINES)
         self.commands = Table(self, kinds.COMMANDS)
         self.sources = Table(self, kinds.SOURCES)
+        self.reward_functions = Table(self, kinds.REWARD_FUNCTIONS)
         self.optimizers = Table(self, kinds.OPTIMIZERS)
         self.checkpoint_formats = Table(self, kinds.CHECKPOINT_FORMATS)
         self.asset_cards = Table(self, kinds.ASSET_CARDS)

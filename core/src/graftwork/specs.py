@@ -380,6 +380,20 @@ class OptimizerSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RewardSpec:
+    """A reward for reinforcement learning, by name. ``load`` imports and returns the function
+    ``(prompts, completions, **columns)`` that gives one number for each completion, or None where it has none to give.
+
+    Prompts and completions are lists of messages; a column holds one value for each completion: the fields of the
+    prompt's row, ``answer`` (the answer in the data) and ``completion_ids`` among them.
+    """
+
+    name: str
+    load: Callable[[], Callable[..., Sequence[float | None]]]
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointFormat:
     """A way in which weights lie on disk.
 

@@ -23,6 +23,7 @@ REQUIRED_AT_0_1 = {
     "EngineSpec": {"name", "build", "devices"},
     "CommandSpec": {"name", "help", "load"},
     "SourceSpec": {"name", "fetch"},
+    "RewardSpec": {"name", "load"},
     "OptimizerSpec": {"name", "build"},
     "CheckpointFormat": {"name", "sniff", "open"},
     "AssetCardSource": {"name", "path"},
