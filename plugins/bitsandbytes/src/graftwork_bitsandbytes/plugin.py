@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from graftwork import hookimpl
-from graftwork.specs import QuantizerSpec
+from graftwork.specs import OptimizerSpec, QuantizerSpec
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -61,4 +62,30 @@ def graftwork_quantizers() -> list[QuantizerSpec]:
             quantize=_quantize,
             trainable=True,
         ),
+    ]
+
+
+def _optimizer(name: str, groups: Any, learning_rate: float, training: Any) -> Any:
+    from graftwork_bitsandbytes.optimizers import optimizer
+
+    return optimizer(name, groups, learning_rate, training)
+
+
+# By the names that transformers gives them in TrainingArguments.optim.
+_OPTIMIZERS: dict[str, tuple[str, ...]] = {
+    "adamw_8bit": ("adamw_bnb_8bit",),
+    "paged_adamw_8bit": (),
+    "paged_adamw_32bit": ("paged_adamw",),
+    "lion_32bit": ("lion",),
+    "lion_8bit": (),
+    "paged_lion_32bit": ("paged_lion",),
+    "paged_lion_8bit": (),
+}
+
+
+@hookimpl
+def graftwork_optimizers() -> list[OptimizerSpec]:
+    return [
+        OptimizerSpec(name=name, aliases=aliases, build=partial(_optimizer, name))
+        for name, aliases in _OPTIMIZERS.items()
     ]

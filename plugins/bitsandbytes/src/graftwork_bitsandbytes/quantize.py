@@ -11,6 +11,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from graftwork_bitsandbytes.params import FourBitParams
+from graftwork_bitsandbytes.pieces import use_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +28,7 @@ _OUTLIER_THRESHOLD = 6.0
 
 def config_of(params: EightBitParams) -> BitsAndBytesConfig:
     """What ``from_pretrained`` takes, to quantize each tensor as it is read."""
+    use_pieces()
     skip = params.llm_int8_skip_modules
     if not isinstance(params, FourBitParams):
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=_OUTLIER_THRESHOLD, llm_int8_skip_modules=skip)
@@ -45,6 +47,7 @@ def quantize(model: Any, params: EightBitParams) -> Any:
 
     Layers that are quantized already are left as they are. Weights on the meta device stay there.
     """
+    use_pieces()
     for parent, name, layer in list(_linears(model, params)):
         made = _four_bit(layer, params) if isinstance(params, FourBitParams) else _eight_bit(layer)
         setattr(parent, name, made.train(layer.training))  # 8-bit layers compute otherwise in evaluation
