@@ -86,7 +86,7 @@ def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
     write(tmp_path / "b.txt", "b")
     write(tmp_path / "a.jsonl", '{"text": "a1"}\n{"text": "a2"}\n')
     write(tmp_path / "sub" / "c.json", '[{"text": "c"}]')
-    write(tmp_path / "ignored.csv", "text")
+    write(tmp_path / "ignored.pdf", "text")
     write(tmp_path / "empty.md", "")
     source = text(tmp_path)
     assert [row.data["text"] for row in source.rows()] == ["a1", "a2", "b", "c"]
@@ -119,7 +119,8 @@ def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_read(tmp_path: Path, name: str, content: bytes | str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        list(text(write(tmp_path / name, content)).rows())
+        for row in text(write(tmp_path / name, content)).rows():
+            dict(row.data)
 
 
 def test_a_separated_file_names_the_line_that_is_not_utf8(tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         DataError, match=r"dataset_path .*nowhere does not exist \(looked from .*\); give a file or folder"
     ):
         text(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"has no file that ends in \.txt, .*\.jsonl, \.json; add one or name a file"):
+    with pytest.raises(DataError, match=r"has no file that ends in \.txt, .*\.parquet, \.arrow; add one or name a file"):
         text(tmp_path)
     with pytest.raises(DataError, match=r"dataset text has no dataset_path; set it to a file or folder"):
         find_files(DatasetParams(dataset_name="text"), "text")

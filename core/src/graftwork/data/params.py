@@ -7,7 +7,15 @@ from pydantic import Field
 from graftwork.config.base import Params
 
 
-class TextDatasetParams(Params):
+class FileParams(Params):
+    """Options of every reader of files."""
+
+    delimiter: str | None = Field(
+        None, min_length=1, max_length=1, description="What stands between the cells of a CSV file; default: a comma."
+    )
+
+
+class TextDatasetParams(FileParams):
     """Options of the reader ``text``."""
 
     text_field: str = Field("text", min_length=1, description="The key of a JSON row that holds the text.")
@@ -16,7 +24,7 @@ class TextDatasetParams(Params):
     )
 
 
-class ChatDatasetParams(Params):
+class ChatDatasetParams(FileParams):
     """Options of the reader ``text_sft``."""
 
     messages_field: str = Field("messages", min_length=1, description="The key of a JSON row that holds the turns.")

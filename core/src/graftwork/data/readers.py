@@ -1,31 +1,66 @@
-"""Files to rows: text, JSON lines and JSON files, whole or streamed, from any position.
+"""Files to rows: text, JSON, CSV, Parquet and Arrow, whole or streamed, from any position.
 
 A position is ``(file, offset)``: the index of the file among the source's files, and the number of bytes (JSON
-lines, text) or of elements (JSON) already read from it. A reader can start at any position that it gave out.
+lines, CSV, text) or of rows (JSON, Parquet, Arrow) already read from it. A reader can start at any position that it
+gave out.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Callable, Iterator, Mapping
+import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from graftwork.errors import DataError
+from graftwork.data.files import (
+    Item,
+    Reader,
+    kind_of,
+    read_documents,
+    read_json,
+    read_json_lines,
+)
+from graftwork.data.tables import read_arrow, read_csv, read_parquet
+from graftwork.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from pydantic import BaseModel
 
     from graftwork.config import DatasetParams
 
+__all__ = [
+    "START",
+    "FileSource",
+    "OpenRequest",
+    "Position",
+    "Reader",
+    "Row",
+    "RowSource",
+    "find_files",
+    "open_chat",
+    "open_text",
+    "read_json_lines",
+]
+
 Position = tuple[int, int]
 START: Position = (0, 0)
 
+TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+"""What holds rows. Each but the last two may be gzipped (``.jsonl.gz``)."""
 SUFFIXES = {
-    "text": (".txt", ".text", ".md", ".rst", ".jsonl", ".json"),
-    "chat": (".jsonl", ".json"),
+    "text": (".txt", ".text", ".md", ".rst", *TABLES),
+    "chat": TABLES,
+    "preference": TABLES,
+    "image-chat": TABLES,
 }
+LINES = (".jsonl", ".ndjson", ".txt", "")
+"""Of rows, what is read as JSON lines where a file is named that ends so."""
+PACKED = (".zst", ".xz", ".bz2", ".zip", ".7z", ".tar", ".tgz", ".rar")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +73,10 @@ class OpenRequest:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: its data, where it stands (``file.jsonl:12``), and the position just after it."""
+    """One row: its data, where it stands (``file.jsonl:12``), and the position just after it.
+
+    The data of a row that cannot be read raise a :class:`DataError` when they are looked at.
+    """
 
     data: Mapping[str, Any]
     where: str
@@ -49,7 +87,7 @@ class RowSource(Protocol):
     """The rows of one dataset, in file order."""
 
     def rows(self, start: Position = START) -> Iterator[Row]:
-        """The rows from a position on. Raises :class:`DataError` at a row that cannot be read."""
+        """The rows from a position on. Raises :class:`DataError` at a file that cannot be read."""
         ...
 
     @property
@@ -58,156 +96,127 @@ class RowSource(Protocol):
         ...
 
 
-Reader = Callable[[Path, int], Iterator[tuple[Mapping[str, Any], str, int]]]
-"""``(path, offset)`` to ``(data, where, offset after)``."""
-
-
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """Rows of a list of files, each read by the reader of its suffix."""
+    """Rows of a list of files, each read by the reader of its suffix, or by ``read_other``."""
 
     files: tuple[Path, ...]
-    read_text: Reader
+    read_other: Reader
+    delimiter: str | None = None
 
     def rows(self, start: Position = START) -> Iterator[Row]:
         first, offset = start
         for number, path in enumerate(self.files[first:], first):
-            read = {".jsonl": read_json_lines, ".json": read_json}.get(path.suffix.lower(), self.read_text)
-            for data, where, after in read(path, offset):
-                yield Row(data, where, (number, after))
+            yield from read_rows(path, number, offset, reader_of(path, self.read_other, self.delimiter))
             offset = 0
 
 
-def open_text(request: OpenRequest) -> FileSource:
-    """Documents: each text file is one (or one per ``separator``), each JSON row one in its ``text_field``."""
-    separator: str | None = getattr(request.params, "separator", None)
+def read_rows(path: Path, number: int, offset: int, read: Reader) -> Iterator[Row]:
+    """The rows of file ``number``, from ``offset`` on."""
+    try:
+        for data, where, after in read(path, offset):
+            yield Row(data, where, (number, after))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: damaged gzip: {error}; fetch or pack the file again") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
-    def read_text(path: Path, offset: int) -> Iterator[tuple[Mapping[str, Any], str, int]]:
-        field = getattr(request.params, "text_field", "text")
+
+def reader_of(path: Path, read_other: Reader, delimiter: str | None = None) -> Reader:
+    """The reader of the file's suffix."""
+    kind = kind_of(path)
+    if kind in (".csv", ".tsv"):
+        return partial(read_csv, delimiter=delimiter)
+    readers: dict[str, Reader] = {
+        ".jsonl": read_json_lines,
+        ".ndjson": read_json_lines,
+        ".json": read_json,
+        ".parquet": read_parquet,
+        ".arrow": read_arrow,
+    }
+    return readers.get(kind, read_other)
+
+
+def open_text(request: OpenRequest) -> FileSource:
+    """Documents: each text file is one (or one per ``separator``), each row of another one in its ``text_field``."""
+    separator: str | None = getattr(request.params, "separator", None)
+    field: str = getattr(request.params, "text_field", "text")
+
+    def read_text(path: Path, offset: int) -> Iterator[Item]:
         for text, where, after in read_documents(path, offset, separator):
             yield {field: text}, where, after
 
-    return FileSource(find_files(request.dataset, "text"), read_text)
+    return FileSource(find_files(request.dataset, "text"), read_text, delimiter_of(request))
 
 
 def open_chat(request: OpenRequest) -> FileSource:
-    """Conversations: JSON lines or JSON files."""
-    return FileSource(find_files(request.dataset, "chat"), read_json_lines)
+    """Conversations, in any of the shapes that :mod:`graftwork.data.conversations` knows."""
+    return FileSource(find_files(request.dataset, "chat"), read_json_lines, delimiter_of(request))
+
+
+def open_pairs(request: OpenRequest) -> FileSource:
+    """Preference pairs; :mod:`graftwork.data.preference` knows their shapes."""
+    return FileSource(find_files(request.dataset, "preference"), read_json_lines, delimiter_of(request))
+
+
+def open_images(request: OpenRequest) -> FileSource:
+    """Conversations with images."""
+    return FileSource(find_files(request.dataset, "image-chat"), read_json_lines, delimiter_of(request))
+
+
+def delimiter_of(request: OpenRequest) -> str | None:
+    """What separates the cells of a CSV file, where the options say so."""
+    return getattr(request.params, "delimiter", None)
+
+
+# Which files
 
 
 def find_files(dataset: DatasetParams, schema: str) -> tuple[Path, ...]:
-    """The file, or the files of a folder in the order of their names, that ``dataset_path`` means."""
+    """The file, the files of a folder in the order of their names, or the saved dataset that ``dataset_path`` means."""
     if not dataset.dataset_path:
         raise DataError(f"dataset {dataset.dataset_name} has no dataset_path; set it to a file or folder")
     path = Path(dataset.dataset_path)
-    suffixes = SUFFIXES[schema]
     if path.is_file():
-        return (path,)
+        return (known_kind(path, schema),)
     if not path.is_dir():
         raise DataError(f"dataset_path {path} does not exist (looked from {Path.cwd()}); give a file or folder")
-    files = tuple(sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in suffixes))
+    saved = saved_files(path, dataset.split)
+    if saved is not None:
+        return saved
+    suffixes = SUFFIXES[schema]
+    files = tuple(sorted(file for file in path.rglob("*") if file.is_file() and kind_of(file) in suffixes))
     if not files:
         raise DataError(f"dataset_path {path} has no file that ends in {', '.join(suffixes)}; add one or name a file")
     return files
 
 
-def read_json_lines(path: Path, offset: int) -> Iterator[tuple[Mapping[str, Any], str, int]]:
-    """One object a line; blank lines are skipped. The line number is counted from the start of the file."""
-    with path.open("rb") as file:
-        line_number = skip_lines(file, offset)
-        for line in iter(file.readline, b""):
-            line_number += 1
-            offset += len(line)
-            if line.strip():
-                where = f"{path}:{line_number}"
-                yield parse_object(line, where), where, offset
+def known_kind(path: Path, schema: str) -> Path:
+    """The file, if it is of a kind that is read."""
+    kind = kind_of(path)
+    if path.suffix.lower() in PACKED:
+        raise DataError(f"dataset_path {path}: {path.suffix} files are not unpacked here; unpack it, or use .gz")
+    if schema != "text" and kind not in (*TABLES, *LINES):
+        known = ", ".join(TABLES)
+        raise DataError(f"dataset_path {path}: rows are read from {known} files, not {kind}; convert or rename it")
+    return path
 
 
-def read_json(path: Path, offset: int) -> Iterator[tuple[Mapping[str, Any], str, int]]:
-    """A file with one list of objects; ``offset`` counts its elements."""
-    try:
-        rows = parse(decode(path.read_bytes(), str(path)))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}; mend the file, or rename it .jsonl") from None
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: holds a JSON {type(rows).__name__}, not a list of rows; wrap it in [ ]")
-    for index, data in enumerate(rows[offset:], offset):
-        where = f"{path}[{index}]"
-        if not isinstance(data, dict):
-            raise DataError(f"{where}: {json.dumps(data)[:60]} is not an object; each row must be {{...}}")
-        yield data, where, index + 1
+def is_saved(path: Path) -> bool:
+    """Whether the folder is what `datasets` writes with ``save_to_disk``, of one split or of several."""
+    return (path / "dataset_dict.json").is_file() or (
+        (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+    )
 
 
-def read_documents(path: Path, offset: int, separator: str | None) -> Iterator[tuple[str, str, int]]:
-    """The documents of a text file: the whole of it, or the pieces between lines that hold ``separator``."""
-    if separator is None:
-        if offset == 0:
-            text = decode(path.read_bytes(), str(path))
-            if text.strip():
-                yield text, str(path), max(1, path.stat().st_size)
-        return
-    yield from read_separated(path, offset, separator)
-
-
-def read_separated(path: Path, offset: int, separator: str) -> Iterator[tuple[str, str, int]]:
-    """Line by line, so that a file of any size can be streamed."""
-    lines: list[str] = []
-    with path.open("rb") as file:
-        number = first = skip_lines(file, offset) + 1
-        for line in iter(file.readline, b""):
-            offset += len(line)
-            # A byte order mark is one at the start of the file; anywhere else it is a character of the text.
-            text = decode(line, f"{path}:{number}", mark=offset == len(line))
-            number += 1
-            if text.strip() != separator.strip():
-                lines.append(text)
-                continue
-            if document := "".join(lines).strip("\r\n"):
-                yield document, f"{path}:{first}", offset
-            lines, first = [], number
-    if document := "".join(lines).strip("\r\n"):
-        yield document, f"{path}:{first}", offset
-
-
-def skip_lines(file: BinaryIO, offset: int) -> int:
-    """Moves to ``offset`` and gives the number of lines before it, in pieces: the file may be larger than memory."""
-    lines = 0
-    while offset and (piece := file.read(min(offset, 1 << 20))):
-        lines += piece.count(b"\n")
-        offset -= len(piece)
-    return lines
-
-
-def parse_object(line: bytes, where: str) -> Mapping[str, Any]:
-    """A line as a JSON object."""
-    try:
-        data = parse(decode(line, where))
-    except json.JSONDecodeError as error:
-        shown = line.decode("utf-8", "replace").strip()[:60]
-        raise DataError(
-            f"{where}: not JSON: {error.msg} (column {error.colno}): {shown}; mend or remove the line"
-        ) from None
-    if not isinstance(data, dict):
-        raise DataError(f"{where}: {json.dumps(data)[:60]} is not an object; each row must be {{...}}")
-    return data
-
-
-def parse(text: str) -> Any:
-    """JSON; what Python cannot hold (too deep, too many digits, half a character) counts as no JSON."""
-    try:
-        data = json.loads(text)
-        if "\\u" in text:
-            json.dumps(data, ensure_ascii=False).encode()
-    except json.JSONDecodeError:
-        raise
-    except (RecursionError, ValueError) as error:
-        raise json.JSONDecodeError(str(error), text, 0) from None
-    return data
-
-
-def decode(data: bytes, where: str, *, mark: bool = True) -> str:
-    """UTF-8, with or without a byte order mark."""
-    try:
-        return data.decode("utf-8-sig" if mark else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 (byte {error.start}: {data[error.start]:#x}); convert the file") from None
+def saved_files(path: Path, split: str) -> tuple[Path, ...] | None:
+    """The Arrow files of a dataset that ``save_to_disk`` wrote, in order; None where the folder is none."""
+    if not is_saved(path):
+        return None
+    if (path / "dataset_dict.json").is_file():
+        splits = json.loads((path / "dataset_dict.json").read_text("utf-8"))["splits"]
+        if split not in splits:
+            raise DataError(f"dataset_path {path}: there is no split {split!r}; {did_you_mean(split, splits)}")
+        path = path / split
+    state = json.loads((path / "state.json").read_text("utf-8"))
+    return tuple(path / file["filename"] for file in state["_data_files"])
