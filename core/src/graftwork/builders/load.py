@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,8 +20,8 @@ from transformers.utils import logging as transformers_logging
 
 from graftwork.builders.dtype import DeviceMap, device_of
 from graftwork.builders.quiet import no_progress_bar
-from graftwork.checkpoints.huggingface import HF, shard_files
-from graftwork.checkpoints.loading import lazy_weights, load_generation_config
+from graftwork.checkpoints.huggingface import HF, open_hf, shard_files
+from graftwork.checkpoints.loading import LazyTensor, lazy_weights, load_generation_config
 from graftwork.errors import ModelError
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ def load(cls: type[PreTrainedModel], path: Path, **keywords: Any) -> PreTrainedM
             f'model {path}: torch.device("meta") builds without weights: set load_pretrained_weights=False'
         )
     shard_files(path, HF)  # raises for shards that are missing, or lie elsewhere
-    weights = lazy_weights(path, keywords["config"])
+    weights = lazy_weights(path, keywords["config"]) or _streamed(path, **keywords)
     with _explained(f"model {path}"), _quiet(), _without_adapter(path) as folder:
         model, info = cls.from_pretrained(
             folder if weights is None else None,
@@ -93,8 +95,35 @@ def load(cls: type[PreTrainedModel], path: Path, **keywords: Any) -> PreTrainedM
     _check_loaded(info, path)
     if weights is not None:
         load_generation_config(model, path)
+        _give_back_freed_memory()
     loaded: PreTrainedModel = model
     return loaded
+
+
+class StreamedTensor(LazyTensor):
+    """A tensor that is read into memory of its own when its turn comes, after what was freed before it is given back.
+
+    The pages of a mapped file stay the process's until the file is closed, and what quantizing one weight has freed is
+    kept by glibc, in places that the next one does not fit into: together three to five times the checkpoint's size.
+    """
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        _give_back_freed_memory()
+        return super().__getitem__(index)
+
+
+def _streamed(path: Path, *, config: Any, quantization_config: Any = None, **_: Any) -> Any:
+    """The weights one at a time, where they are quantized as they come; None where they are loaded as they are."""
+    if quantization_config is None or getattr(config, "quantization_config", None) is not None:
+        return None
+    checkpoint = open_hf(path)
+    return {name: StreamedTensor(checkpoint, name) for name in checkpoint.headers}
+
+
+def _give_back_freed_memory() -> None:
+    """Memory that was freed, to the system (glibc's; others do so by themselves)."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _check_loaded(info: dict[str, Any], path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -12,16 +13,19 @@ from graftwork.config.base import Params
 from graftwork.errors import did_you_mean
 
 _INITS = ("default", "random", "gaussian", "eva", "pissa", "pissa_niter_16", "loftq", "olora", "orthogonal")
+_SAVE_MODES = {"adapter_only": "adapter", "adapter_and_base_model": "full"}
 
 
 class PeftParams(Params):
     """LoRA and its relatives. The section applies where ``training.use_peft`` is true."""
 
+    ALIASES: ClassVar[Mapping[str, str]] = {"peft_save_mode": "save_mode"}
+
     lora_r: int = Field(8, ge=1, description="Rank of the update.")
     lora_alpha: int | float = Field(8, gt=0, description="The update is scaled by lora_alpha / lora_r.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the update.")
     lora_target_modules: list[str] | Literal["all-linear"] | None = Field(
-        None, description="Module or role names (q_proj, mlp), or all-linear; default: the family's."
+        None, description="Roles (attention, mlp), modules (q_proj), or all-linear; default: the family's."
     )
     lora_modules_to_save: list[str] | None = Field(None, description="Modules trained in full and saved.")
     lora_bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases are trained.")
@@ -42,9 +46,14 @@ class PeftParams(Params):
     bnb_4bit_quant_storage: str = Field("uint8", description="bitsandbytes: type of the storage.")
     bnb_4bit_compute_dtype: str = Field("float32", description="bitsandbytes: type of the arithmetic.")
     llm_int8_skip_modules: list[str] | None = Field(None, description="bitsandbytes: modules not quantized.")
-    peft_save_mode: Literal["adapter_only", "adapter_and_base_model", "merged"] = Field(
-        "adapter_only", description="What the final folder holds."
+    save_mode: Literal["adapter", "merged", "full"] = Field(
+        "adapter", description="What final/ holds: the adapter, a merged model, or the adapter beside its base model."
     )
+
+    @field_validator("save_mode", mode="before")
+    @classmethod
+    def _oumis_save_modes(cls, value: Any) -> Any:
+        return _SAVE_MODES.get(str(value).casefold(), value)
 
     @field_validator("lora_target_modules", mode="before")
     @classmethod
