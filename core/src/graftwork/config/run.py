@@ -6,9 +6,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from graftwork.config.base import Neutral, Params
+from graftwork.config.base import Params
 from graftwork.config.data import DataParams
 from graftwork.config.dump import to_yaml
+from graftwork.config.fsdp import DEEPSPEED, FsdpParams
 from graftwork.config.generation import GenerationParams
 from graftwork.config.model import ModelParams
 from graftwork.config.origins import Origins, Path, parse_path
@@ -17,19 +18,15 @@ from graftwork.config.training import TrainingParams
 
 
 class RunConfig(Params):
-    """What a run is told: Oumi's layout ``model / data / training / peft``, and ``generation``."""
+    """What a run is told: Oumi's layout ``model / data / training / peft / fsdp``, and ``generation``."""
 
     model: ModelParams = Field(description="Which model; model_name is the one setting without a default.")
     data: DataParams = Field(default_factory=DataParams, description="Which rows.")
     training: TrainingParams = Field(default_factory=TrainingParams, description="How it is trained.")
     peft: PeftParams = Field(default_factory=PeftParams, description="Which adapter.")
     generation: GenerationParams = Field(default_factory=GenerationParams, description="How text is generated.")
-    fsdp: Annotated[Any, Neutral(None, {}, {"enable_fsdp": False}, instead="remove it: a run is one process here")] = (
-        Field(None, description="Oumi's; only null or disabled.")
-    )
-    deepspeed: Annotated[
-        Any, Neutral(None, {}, {"enable_deepspeed": False}, instead="remove it: a run is one process here")
-    ] = Field(None, description="Oumi's; only null or disabled.")
+    fsdp: FsdpParams = Field(default_factory=FsdpParams, description="How a model is cut over processes.")
+    deepspeed: Annotated[Any, DEEPSPEED] = Field(None, description="Oumi's; only null or disabled.")
 
     _origins: Origins = PrivateAttr(default_factory=Origins)
 

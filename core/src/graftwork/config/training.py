@@ -112,14 +112,14 @@ class TrainingParams(Params):
     dataloader_main_process_only: Annotated[Any, Neutral(None, False, instead="remove it")] = Field(
         None, description="Oumi's; only null or false."
     )
-    ddp_find_unused_parameters: Annotated[Any, Neutral(None, False, instead="remove it: a run is one process here")] = (
-        Field(None, description="Oumi's; only null or false.")
+    ddp_find_unused_parameters: bool | None = Field(
+        None, description="Several processes: true where some steps leave parameters of the model unused."
     )
     empty_device_cache_steps: Annotated[Any, Neutral(None, instead="remove it")] = Field(
         None, description="Oumi's; only null."
     )
-    nccl_default_timeout_minutes: Annotated[Any, Neutral(None, instead="remove it: a run is one process here")] = Field(
-        None, description="Oumi's; only null."
+    nccl_default_timeout_minutes: float | None = Field(
+        None, gt=0, description="Several processes: how long one waits for another before it fails; default: 30."
     )
     profiler: Annotated[Any, Neutral(None, {}, instead="remove it and profile with torch.profiler")] = Field(
         None, description="Oumi's; only null."

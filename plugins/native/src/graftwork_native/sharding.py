@@ -1,0 +1,184 @@
+"""FSDP2: weights, gradients and optimizer state cut over the processes, as the section ``fsdp`` says."""
+
+from __future__ import annotations
+
+import logging
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from graftwork.errors import UsageError, did_you_mean
+from graftwork_native.forward import base_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from graftwork.config import RunConfig
+    from graftwork.config.fsdp import FsdpParams
+    from graftwork_native.world import World
+
+logger = logging.getLogger(__name__)
+
+
+def shard(whole: nn.Module, model: nn.Module, config: RunConfig, world: World) -> nn.Module:
+    """Cuts ``model`` in place. What no piece has taken (embeddings, head) belongs to ``whole``."""
+    fsdp = config.fsdp
+    device = next(model.parameters()).device
+    refuse_uncuttable(model)
+    if fsdp.sync_module_states:
+        send_weights(model)
+    options = options_of(fsdp, mesh_of(fsdp, device, world), device)
+    pieces = list(pieces_of(model, fsdp))
+    for piece in pieces:
+        fully_shard(piece, **options)
+    fully_shard(whole, **options)
+    for module in whole.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    if fsdp.forward_prefetch:
+        for piece, following in pairwise(pieces):
+            piece.set_modules_to_forward_prefetch([following])  # type: ignore[operator]
+    logger.info("FSDP2 (%s): %d pieces over %d processes", fsdp.sharding_strategy, len(pieces) + 1, world.size)
+    return whole
+
+
+def refuse_uncuttable(model: nn.Module) -> None:
+    """Quantized weights are bytes in an order of their own."""
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            raise UsageError(
+                f"fsdp.enable_fsdp: {name} is quantized ({str(parameter.dtype).removeprefix('torch.')}), and a "
+                "quantized weight cannot be cut; leave fsdp out (each process then holds the quantized model, DDP), or train "
+                "without q_lora"
+            )
+
+
+def send_weights(model: nn.Module) -> None:
+    """The first process's parameters and buffers, everywhere."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        dist.broadcast(tensor.detach(), src=0)
+
+
+def mesh_of(fsdp: FsdpParams, device: torch.device, world: World) -> DeviceMesh:
+    """One dimension over all processes; for the hybrid strategies machines by processes of one."""
+    inner = world.place.local_size
+    if fsdp.sharding_strategy.startswith("HYBRID") and world.size > inner:
+        names = ("replicate", "shard")
+        return init_device_mesh(device.type, (world.size // inner, inner), mesh_dim_names=names)
+    return init_device_mesh(device.type, (world.size,), mesh_dim_names=("shard",))
+
+
+def options_of(fsdp: FsdpParams, mesh: DeviceMesh, device: torch.device) -> dict[str, Any]:
+    """What ``fully_shard`` is told."""
+    half = torch.bfloat16 if fsdp.mixed_precision == "bf16" else None
+    offload = fsdp.cpu_offload and device.type != "cpu"
+    if fsdp.cpu_offload and not offload:
+        logger.info("fsdp.cpu_offload: the weights are in host memory already")
+    return {
+        "mesh": mesh,
+        "reshard_after_forward": fsdp.sharding_strategy in ("FULL_SHARD", "HYBRID_SHARD"),
+        "mp_policy": MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None),
+        "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+    }
+
+
+def pieces_of(model: nn.Module, fsdp: FsdpParams) -> Iterator[nn.Module]:
+    """The modules that are gathered by themselves, inner ones before outer ones."""
+    if fsdp.auto_wrap_policy == "TRANSFORMER_BASED_WRAP":
+        names = layer_classes(model, fsdp.transformer_layer_cls)
+        yield from (module for module in model.modules() if type(module).__name__ in names)
+    elif fsdp.auto_wrap_policy == "SIZE_BASED_WRAP":
+        yield from large_pieces(model, fsdp.min_num_params)[0]
+
+
+def layer_classes(model: nn.Module, asked: str | None) -> set[str]:
+    """The names of the layers' classes: those asked for (a dotted path may stand before), or the model's own."""
+    present = {type(module).__name__ for module in model.modules()}
+    if asked is None:
+        return set(getattr(base_of(model), "_no_split_modules", None) or ()) & present
+    names = {name.strip().rpartition(".")[2] for name in asked.split(",")}
+    for name in sorted(names - present):
+        raise UsageError(f"fsdp.transformer_layer_cls: the model has no {name}; {did_you_mean(name, sorted(present))}")
+    return names
+
+
+def large_pieces(module: nn.Module, smallest: int) -> tuple[list[nn.Module], int]:
+    """The smallest modules with at least so many parameters that no inner piece has, and how many they take.
+
+    A module that is never called by itself (a list of layers) is none.
+    """
+    pieces: list[nn.Module] = []
+    taken = 0
+    for child in module.children():
+        inner, count = large_pieces(child, smallest)
+        pieces += inner
+        taken += count
+    own = sum(parameter.numel() for parameter in module.parameters())
+    called = not isinstance(module, nn.ModuleList | nn.ModuleDict)
+    if own - taken >= smallest and called and "forward" in type(module).__dict__:
+        return [*pieces, module], own
+    return pieces, taken
+
+
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that may lie in pieces, in one. Every process has to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_state(model: nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:
+    """The model's weights in host memory, one gathered after the other; empty where they are not to be kept."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=options)
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)} if keep else {}
+
+
+def make_whole(model: nn.Module) -> None:
+    """Gives the model plain parameters again, in host memory. The end of its training."""
+    whole: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if isinstance(parameter, DTensor):
+                if id(parameter) not in whole:
+                    full = parameter.full_tensor().detach().cpu()
+                    whole[id(parameter)] = nn.Parameter(full, requires_grad=parameter.requires_grad)
+                module._parameters[name] = whole[id(parameter)]
+
+
+def whole_optimizer(optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, Any]:
+    """The optimizer's state as one process would have it, gathered tensor by tensor into host memory."""
+    state = optimizer.state_dict()
+    if not any(isinstance(value, DTensor) for entry in state["state"].values() for value in entry.values()):
+        return state
+    gathered: dict[int, dict[str, Any]] = {}
+    for number, entry in state["state"].items():
+        whole = {name: whole_tensor(value).cpu() if torch.is_tensor(value) else value for name, value in entry.items()}
+        if keep:
+            gathered[number] = whole
+    return {**state, "state": gathered}
+
+
+def cut_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The inverse of :func:`whole_optimizer`: what has a parameter's shape is cut as the parameter is."""
+    parameters: Sequence[torch.Tensor] = [item for group in optimizer.param_groups for item in group["params"]]
+
+    def cut(value: Any, like: torch.Tensor) -> Any:
+        if isinstance(like, DTensor) and torch.is_tensor(value) and value.shape == like.shape:
+            return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+        return value
+
+    entries = {
+        number: {name: cut(value, parameters[number]) for name, value in entry.items()}
+        for number, entry in state["state"].items()
+    }
+    return {**state, "state": entries}
