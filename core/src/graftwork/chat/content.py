@@ -13,13 +13,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from graftwork.chat.render import render
-from graftwork.chat.vocabulary import Tokens
+from graftwork.chat.vocabulary import ListedTokens
 from graftwork.errors import DataError
 from graftwork.messages import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from graftwork.chat.pieces import Tokens
     from graftwork.chat.template import TemplateSource
     from graftwork.chat.vocabulary import Vocabulary
 
@@ -76,7 +77,7 @@ def refusal(
     )
 
 
-def encode_apart(vocabulary: Vocabulary, text: str, found: Sequence[Foreign]) -> Tokens:
+def encode_apart(vocabulary: Vocabulary, text: str, found: Sequence[Foreign]) -> ListedTokens:
     """The tokens of ``text`` in which ``found`` are plain text.
 
     A tokenizer cuts a text at its control tokens and encodes what lies between them. It is cut here at those of the
@@ -87,7 +88,7 @@ def encode_apart(vocabulary: Vocabulary, text: str, found: Sequence[Foreign]) ->
         hidden = hidden[:start] + _letters(hidden[start:end]) + hidden[end:]
     whole = vocabulary.encode(hidden)
     cuts = [i for i, index in enumerate(whole.ids) if index in vocabulary.control_ids]
-    pieces: list[Tokens] = []
+    pieces: list[ListedTokens] = []
     first, begin = 0, 0
     for cut in [*cuts, len(whole.ids)]:
         end = whole.starts[cut] if cut < len(whole.ids) else len(text)
@@ -212,7 +213,7 @@ def _is_mask(masked: str, text: str) -> bool:
 # Encoding
 
 
-def _plain(vocabulary: Vocabulary, text: str, begin: int, end: int, inside: Sequence[Foreign]) -> Tokens:
+def _plain(vocabulary: Vocabulary, text: str, begin: int, end: int, inside: Sequence[Foreign]) -> ListedTokens:
     tokens = _encode_between(vocabulary, text, [begin, end])
     if vocabulary.control_ids.isdisjoint(tokens.ids):
         return tokens
@@ -220,20 +221,20 @@ def _plain(vocabulary: Vocabulary, text: str, begin: int, end: int, inside: Sequ
     return _encode_between(vocabulary, text, [begin, *(token.start + 1 for token in inside), end])
 
 
-def _encode_between(vocabulary: Vocabulary, text: str, places: Sequence[int]) -> Tokens:
+def _encode_between(vocabulary: Vocabulary, text: str, places: Sequence[int]) -> ListedTokens:
     pieces = []
     for begin, end in pairwise(places):
         ids, starts, ends = vocabulary.encode_plain(text[begin:end], within=begin > 0)
-        pieces.append(Tokens(ids, [begin + place for place in starts], [begin + place for place in ends]))
+        pieces.append(ListedTokens(ids, [begin + place for place in starts], [begin + place for place in ends]))
     return _joined(pieces)
 
 
-def _slice(tokens: Tokens, first: int, last: int) -> Tokens:
-    return Tokens(tokens.ids[first:last], tokens.starts[first:last], tokens.ends[first:last])
+def _slice(tokens: Tokens, first: int, last: int) -> ListedTokens:
+    return ListedTokens(tokens.ids[first:last], tokens.starts[first:last], tokens.ends[first:last])
 
 
-def _joined(pieces: Sequence[Tokens]) -> Tokens:
-    return Tokens(
+def _joined(pieces: Sequence[ListedTokens]) -> ListedTokens:
+    return ListedTokens(
         [index for piece in pieces for index in piece.ids],
         [place for piece in pieces for place in piece.starts],
         [place for piece in pieces for place in piece.ends],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -28,8 +27,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from graftwork.chat.content import Foreign
+    from graftwork.chat.pieces import Tokens
     from graftwork.chat.template import TemplateSource
-    from graftwork.chat.vocabulary import Tokens, Vocabulary
+    from graftwork.chat.vocabulary import Vocabulary
 
 TrainTarget = Literal["all_assistant_turns", "final_assistant_turn"]
 Span = tuple[int, int]
@@ -270,7 +270,7 @@ def _whole(
     foreign = [] if policy == "allow" else foreign_tokens(found, given, text, vocabulary)
     if foreign and policy == "error":
         raise refusal(found, given, text, foreign, vocabulary)
-    tokens = encode_apart(vocabulary, text, foreign) if foreign else vocabulary.encode(text)
+    tokens: Tokens = encode_apart(vocabulary, text, foreign) if foreign else vocabulary.encode(text)
     return Written(found, rows, names, text, tokens, blocks, foreign)
 
 
@@ -341,7 +341,7 @@ def _wanted(spans: list[Span], train_target: str) -> list[Span]:
 
 
 def _encoded(text: str, tokens: Tokens, spans: list[Span]) -> EncodedChat:
-    turns = tuple(_positions(tokens, span) for span in spans)
+    turns = tuple(tokens.within(*span) for span in spans)
     trained = [False] * len(tokens.ids)
     for start, end in turns:
         trained[start:end] = [True] * (end - start)
@@ -350,13 +350,8 @@ def _encoded(text: str, tokens: Tokens, spans: list[Span]) -> EncodedChat:
         input_ids=tokens.ids,
         trained=trained,
         turns=turns,
-        ends=tuple(max(_positions(tokens, span)[1] - 1, 0) for span in closing),
+        ends=tuple(max(tokens.within(*span)[1] - 1, 0) for span in closing),
     )
-
-
-def _positions(tokens: Tokens, span: Span) -> Span:
-    """The positions of the tokens that share a character with ``span``; offsets never run backwards."""
-    return bisect_right(tokens.ends, span[0]), bisect_left(tokens.starts, span[1])
 
 
 def _listed(ids: Collection[int], tokenizer: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from graftwork.chat.vocabulary import Tokens, piece_encoders
+from graftwork.chat.vocabulary import ListedTokens, piece_encoders
 from graftwork.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def encode_parts(
     template: TemplateSource, pieces: Sequence[Piece], text: str, tokenizer: Any, *, allow_special: bool
-) -> Tokens:
+) -> ListedTokens:
     """The tokens of ``text``, which is ``pieces`` joined; each has the characters of its whole piece.
 
     A constant or a special token of the tokenizer that is a control token's text is that token. Nothing else is,
@@ -39,7 +39,7 @@ def encode_parts(
         of_piece = encode(piece.text) if control is None else [control]
         ids.extend(of_piece)
         places.extend([(start, end)] * len(of_piece))
-    return Tokens(ids, [start for start, _ in places], [end for _, end in places])
+    return ListedTokens(ids, [start for start, _ in places], [end for _, end in places])
 
 
 def _not_in_parts(template: TemplateSource, reason: str) -> UsageError:

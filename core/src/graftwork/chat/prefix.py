@@ -18,8 +18,8 @@ from graftwork.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from graftwork.chat.pieces import Tokens
     from graftwork.chat.template import TemplateSource
-    from graftwork.chat.vocabulary import Tokens
 
 Span = tuple[int, int]
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 import secrets
+from bisect import bisect_left, bisect_right
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from graftwork.chat.pieces import PieceEncoder, piece_encoder
 from graftwork.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from graftwork.chat.pieces import Tokens
 
 
 class Parts(NamedTuple):
@@ -22,12 +26,15 @@ class Parts(NamedTuple):
     longest: int
 
 
-class Tokens(NamedTuple):
-    """Token ids, and for each where its characters begin and end in the text."""
+class ListedTokens(NamedTuple):
+    """:class:`~graftwork.chat.pieces.Tokens` with a place for each."""
 
     ids: list[int]
     starts: Sequence[int]
     ends: Sequence[int]
+
+    def within(self, start: int, end: int) -> tuple[int, int]:
+        return bisect_right(self.ends, start), bisect_left(self.starts, end)
 
 
 def hf_tokenizer(tokenizer: Any) -> Any:
@@ -66,17 +73,22 @@ class Vocabulary:
         longest_first = sorted(self.control, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self.expected: dict[Any, list[str] | None] = {}
+        self._pieces: PieceEncoder | None = None
 
     def encode(self, text: str) -> Tokens:
         """The ids of ``text`` as transformers gives them: nothing added, padded or truncated."""
-        return _tokens(self.backend, text)
+        return _tokens(self.backend, text) if self._pieces is None else self._pieces.encode(text)
 
-    def encode_plain(self, text: str, *, within: bool) -> Tokens:
+    def remember_pieces(self) -> None:
+        """Encodes from now on with what comes again in memory, where that gives the same: for many texts."""
+        self._pieces = self._pieces or piece_encoder(self.backend)
+
+    def encode_plain(self, text: str, *, within: bool) -> ListedTokens:
         """The ids of ``text`` with no control token parsed in it; ``within``: as what follows a control token."""
         front = len(self._stop) if within else 0
         ids, starts, ends = _tokens(self._plain, self._stop + text if within else text)
         first = 1 if within else 0
-        return Tokens(
+        return ListedTokens(
             [self._renamed.get(index, index) for index in ids[first:]],
             [start - front for start in starts[first:]],
             [end - front for end in ends[first:]],
@@ -131,13 +143,13 @@ def piece_encoders(tokenizer: Any) -> tuple[Callable[[str], list[int]], Callable
     return lambda text: vocabulary.encode_plain(text, within=False).ids, vocabulary.control.get
 
 
-def _tokens(backend: Any, text: str) -> Tokens:
+def _tokens(backend: Any, text: str) -> ListedTokens:
     if backend.truncation is not None:
         backend.no_truncation()
     if backend.padding is not None:
         backend.no_padding()
     encoding = backend.encode(text, add_special_tokens=False)
     if not encoding.ids:
-        return Tokens([], [], [])
+        return ListedTokens([], [], [])
     starts, ends = zip(*encoding.offsets, strict=True)
-    return Tokens(encoding.ids, starts, ends)
+    return ListedTokens(encoding.ids, starts, ends)
