@@ -45,6 +45,12 @@ TOYS: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma2",
         {**SIZE, "head_dim": 8, "sliding_window": 4, "attn_logit_softcapping": 0.05, "final_logit_softcapping": 0.5},
     ),
+    "gemma3": (
+        "gemma3_text",
+        {**SIZE, "head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "phi3": ("phi3", {**SIZE, "sliding_window": 5}),
+    "qwen3": ("qwen3", {**SIZE, "head_dim": 8}),
     "gpt2": (
         "gpt2",
         {"vocab_size": 260, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "eos_token_id": 257}

@@ -158,7 +158,7 @@ class IndexedLoader:
     @property
     def longest_sample(self) -> int:
         """Tokens of the longest segment that a row may have."""
-        longest = max(len(sample) for dataset in self.datasets for sample in dataset)
+        longest = max(sample.longest for dataset in self.datasets for sample in dataset)
         return min(longest, self.make_packer().max_length)
 
     def blocks(self, epoch: int) -> Iterator[Block]:

@@ -1,6 +1,10 @@
 """Segment attention: many samples in one row, and no token sees another sample's.
 
-Shapes: H query heads, K key and value heads, G = H / K, T tokens in the row, S tokens in one segment, D head width.
+Shapes: H query heads, K key and value heads, G = H / K, T tokens in the row, S tokens in one segment, D head width,
+N tokens that a segment sees: its own S, and those of its stem.
+
+A segment may grow from a stem: from the first tokens of the segment before it, which it sees as its own beginning
+and which are computed once. That is how the two answers of a preference pair share their prompt.
 
 A row is given to the model as usual, with two additions: the keyword ``segments``, which transformers' models
 hand down to their attention function, and :func:`segment_mask` as ``attention_mask``. A four-dimensional mask
@@ -44,17 +48,49 @@ Beyond it the S x S scores would be what fills the memory."""
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Where the samples of a row lie: their lengths, and on CUDA their bounds 0, l1, l1 + l2, ... as int32."""
+    """Where the samples of a row lie: their lengths, and on CUDA their bounds 0, l1, l1 + l2, ... as int32.
+
+    ``stems[i]`` is how many of the first tokens of segment i - 1 segment i also begins with; empty where none does.
+    On CUDA a row with stems has ``keys``, the places of the keys that its segments see, one segment's after the
+    other's, and their own bounds.
+    """
 
     lengths: tuple[int, ...]
+    stems: tuple[int, ...] = ()
     bounds: torch.Tensor | None = field(default=None, compare=False)
+    keys: torch.Tensor | None = field(default=None, compare=False)
+    key_bounds: torch.Tensor | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, lengths: tuple[int, ...], device: torch.device) -> Segments:
+    def of(cls, lengths: tuple[int, ...], device: torch.device, stems: tuple[int, ...] = ()) -> Segments:
         """The bounds go to the device once for a row, not once for each layer."""
         if device.type != "cuda":
-            return cls(lengths)
-        return cls(lengths, torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device))
+            return cls(lengths, stems)
+        bounds = bounds_of(lengths, device)
+        if not stems:
+            return cls(lengths, stems, bounds)
+        seen = tuple(length + stem for length, stem in zip(lengths, stems, strict=True))
+        return cls(lengths, stems, bounds, places_of_keys(lengths, stems).to(device), bounds_of(seen, device))
+
+    @property
+    def longest(self) -> int:
+        """N of the segment that sees most."""
+        return max(map(sum, zip(self.lengths, self.stems, strict=True))) if self.stems else max(self.lengths)
+
+
+def bounds_of(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """0, l1, l1 + l2, ..."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+def places_of_keys(lengths: tuple[int, ...], stems: tuple[int, ...]) -> torch.Tensor:
+    """Each segment's stem and its own tokens, as places in the row; [sum of N]."""
+    starts = [0, *accumulate(lengths)]
+    pieces = [
+        torch.cat([torch.arange(before, before + stem), torch.arange(start, start + length)])
+        for before, start, length, stem in zip([0, *starts], starts, lengths, stems, strict=False)
+    ]
+    return torch.cat(pieces)
 
 
 def segment_mask(device: torch.device) -> torch.Tensor:
@@ -113,9 +149,30 @@ def segment_attention(
     with torch.autocast(query.device.type, enabled=False):
         if segments.bounds is not None and softcap is None and dropout == 0.0 and value.dtype != torch.float32:
             return attend_varlen(query, key, value, segments, scaling, window)[None], None
-        parts = zip(*(tensor[0].split(segments.lengths, dim=1) for tensor in (query, key, value)), strict=True)
-        outputs = [attend(q, k, v, scaling, dropout=dropout, window=window, softcap=softcap) for q, k, v in parts]
+        outputs = [
+            attend(q, k, v, scaling, dropout=dropout, window=window, softcap=softcap)
+            for q, k, v in parts_of_row(query[0], key[0], value[0], segments)
+        ]
         return torch.cat(outputs)[None], None
+
+
+def parts_of_row(
+    query: torch.Tensor,  # [H, T, D]
+    key: torch.Tensor,  # [K, T, D]
+    value: torch.Tensor,  # [K, T, D]
+    segments: Segments,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Each segment's queries [H, S, D], and the keys and values [K, N, D] that it sees."""
+    stems = segments.stems or (0,) * len(segments.lengths)
+    before_k = before_v = key[:, :0]
+    # Not slices of the row: each of those would make a gradient as large as the row.
+    parts = zip(*(tensor.split(segments.lengths, dim=1) for tensor in (query, key, value)), stems, strict=True)
+    for q, k, v, stem in parts:
+        if stem:
+            yield q, torch.cat([before_k[:, :stem], k], dim=1), torch.cat([before_v[:, :stem], v], dim=1)
+        else:
+            yield q, k, v
+        before_k, before_v = k, v
 
 
 def refuse_lost_segments(module: nn.Module, query: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
@@ -169,19 +226,21 @@ def attend_capped(
 
 def attend(
     query: torch.Tensor,  # [H, S, D]
-    key: torch.Tensor,  # [K, S, D]
-    value: torch.Tensor,  # [K, S, D]
+    key: torch.Tensor,  # [K, N, D]
+    value: torch.Tensor,  # [K, N, D]
     scaling: float,
     *,
     dropout: float = 0.0,
     window: int | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """Causal attention within one segment; gives [S, H, D]."""
-    length = query.shape[1]
-    if softcap is not None or (query.device.type == "cpu" and length <= MATMUL_LIMIT):
+    """Causal attention within one segment, whose last token is the last that is seen; gives [S, H, D]."""
+    length, keys = query.shape[1], key.shape[1]
+    if softcap is not None or (query.device.type == "cpu" and keys <= MATMUL_LIMIT):
         return attend_by_products(query, key, value, scaling, dropout, window, softcap)
-    mask = None if window is None or window >= length else visible(length, window, query.device)
+    # PyTorch's own causal mask would put the first of fewer queries at the first key.
+    plain = length == keys and (window is None or window >= keys)
+    mask = None if plain else visible(keys, window, query.device)[-length:]
     output = F.scaled_dot_product_attention(
         query[None],
         key[None],
@@ -208,9 +267,9 @@ def attend_by_products(
     heads, length, width = query.shape
     groups = heads // key.shape[0]
     rows = query.reshape(-1, groups * length, width)  # [K, G*S, D]
-    bias = hidden_bias(length, window, query.dtype, query.device).repeat(groups, 1)  # [G*S, S]
+    bias = hidden_bias(length, key.shape[1], window, query.dtype, query.device).repeat(groups, 1)  # [G*S, N]
     if softcap is None:
-        scores = torch.baddbmm(bias, rows, key.transpose(1, 2), alpha=scaling)  # [K, G*S, S]
+        scores = torch.baddbmm(bias, rows, key.transpose(1, 2), alpha=scaling)  # [K, G*S, N]
     else:
         scores = softcap * torch.tanh(torch.bmm(rows, key.transpose(1, 2)) * (scaling / softcap)) + bias
     weights = F.dropout(torch.softmax(scores, dim=-1), dropout, training=dropout > 0)
@@ -228,15 +287,17 @@ def attend_varlen(
     """All segments in one kernel, on CUDA in half precision; gives [T, H, D]."""
     from torch.nn.attention.varlen import varlen_attn
 
-    longest = max(segments.lengths)
+    keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    if segments.keys is not None:
+        keys, values = keys[segments.keys], values[segments.keys]
     output = varlen_attn(
         query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
+        keys,
+        values,
         cast("torch.Tensor", segments.bounds),
-        cast("torch.Tensor", segments.bounds),
-        longest,
-        longest,
+        cast("torch.Tensor", segments.bounds if segments.key_bounds is None else segments.key_bounds),
+        max(segments.lengths),
+        segments.longest,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
@@ -250,10 +311,10 @@ def visible(length: int, window: int | None, device: torch.device) -> torch.Tens
     return seen if window is None else seen.triu(1 - window)
 
 
-def hidden_bias(length: int, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """[S, S], what is added to the scores: minus infinity where a token is not seen."""
-    size = max(256, 1 << (length - 1).bit_length())
-    return square_bias(size, window, dtype, device)[:length, :length]
+def hidden_bias(length: int, keys: int, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """[S, N], what is added to the scores of the last S of N tokens: minus infinity where a token is not seen."""
+    size = max(256, 1 << (keys - 1).bit_length())
+    return square_bias(size, window, dtype, device)[keys - length : keys, :keys]
 
 
 @lru_cache(maxsize=4)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from graftwork_native.forward import Forward, base_of, evaluating
+from graftwork_native.forward import Forward, base_of, evaluating, with_own_prompts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from torch import nn
     from transformers import PreTrainedTokenizerFast
@@ -56,7 +56,7 @@ def evaluate(model: nn.Module, objective: Objective, rows: Iterable[Row]) -> dic
 def complete(
     forward: Forward,
     tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[Prompt],
+    prompts: Iterable[Prompt],
     stop_ids: frozenset[int],
     max_new_tokens: int,
 ) -> list[str]:
@@ -100,10 +100,14 @@ def prompts_of(rows: Iterable[Row], tokenizer: PreTrainedTokenizerFast, count: i
 
 
 def samples_of(row: Row) -> Iterator[tuple[list[int], int]]:
-    """Each segment that has labels: its tokens, and the place in it where the first one is predicted."""
-    places, start = row.label_positions.numpy(), 0
-    for ids in row.input_ids[0].split(row.segment_lengths):
+    """Each segment that has labels: its tokens, and the place in it where the first one is predicted. Of a pair only
+    the chosen answer is shown.
+    """
+    apart = row if row.pairs is None else with_own_prompts(row)
+    places, start = apart.label_positions.numpy(), 0
+    for number, ids in enumerate(apart.input_ids[0].split(apart.segment_lengths)):
         first = int(np.searchsorted(places, start))
-        if first < len(places) and places[first] < start + len(ids):
+        shown = row.pairs is None or number % 2 == 0
+        if shown and first < len(places) and places[first] < start + len(ids):
             yield ids.tolist(), int(places[first]) - start
         start += len(ids)

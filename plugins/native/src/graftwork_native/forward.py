@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from graftwork_native.attention import Segments, segment_mask
+from graftwork_native.log_probs import head_log_probs, plain_log_probs
 from graftwork_native.loss import head_loss, plain_loss
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ class Forward:
 
     ``layout``: samples side by side in one row, or padded below one another. ``fused_head``: the loss is made from
     hidden states and the head's weight, in pieces; where it is false the model makes its logits itself.
-    ``limits``: what rows are held against, where a row of somebody's data can be wrong.
+    ``limits``: what rows are held against, where a row of somebody's data can be wrong. ``shared_prompts``: the prompt
+    of a preference pair is computed once for both answers, else each answer has its own.
     """
 
     model: nn.Module
@@ -37,6 +39,7 @@ class Forward:
     layout: Layout
     fused_head: bool
     limits: Limits | None = None
+    shared_prompts: bool = False
 
     def loss(self, row: Row, scale: float) -> torch.Tensor:
         """The sum of the cross-entropy over the row's labels, times ``scale``; a float32 scalar."""
@@ -47,6 +50,30 @@ class Forward:
             hidden, weight = self.hidden(inputs)
             return head_loss(hidden.flatten(0, 1)[places], weight, labels, scale)
         return plain_loss(self.logits(inputs, places), labels, scale)
+
+    def log_probs(self, row: Row) -> torch.Tensor:
+        """Of each pair of the row the log-probabilities of the chosen and the rejected answer: [P, 2] float32.
+
+        Each is the sum over the answer's labels.
+        """
+        assert row.pair_labels is not None
+        row = self.laid_out(row)
+        inputs = self.inputs(row)
+        places = places_of(row, self.layout).to(self.device)
+        labels = row.labels.to(self.device)
+        counts = torch.tensor(row.pair_labels).flatten()
+        owners = torch.repeat_interleave(torch.arange(len(counts)), counts).to(self.device)
+        if self.fused_head:
+            hidden, weight = self.hidden(inputs)
+            sums = head_log_probs(hidden.flatten(0, 1)[places], weight, labels, owners, len(counts))
+        else:
+            sums = plain_log_probs(self.logits(inputs, places), labels, owners, len(counts))
+        return sums.view(-1, 2)
+
+    def laid_out(self, row: Row) -> Row:
+        """The row as this forward takes it: where prompts are not shared, each answer behind a prompt of its own."""
+        shares = self.shared_prompts and self.layout == "segments"
+        return row if row.pairs is None or shares else with_own_prompts(row)
 
     def hidden(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """The last hidden states [B, S, W], and the head's weight [V, W]."""
@@ -73,14 +100,19 @@ class Forward:
     def inputs(self, row: Row) -> dict[str, Any]:
         """What the model is called with."""
         if self.limits is not None:
-            self.limits.check(int(row.input_ids.max()), max(row.segment_lengths))
+            self.limits.check(int(row.input_ids.max()), row.longest)
         if self.layout == "padded":
             return padded_inputs(row, self.device)
+        lengths = row.segment_lengths
+        stems: tuple[int, ...] = ()
+        if row.pairs is not None:
+            lengths = tuple(length for prompt, chosen, rejected in row.pairs for length in (prompt + chosen, rejected))
+            stems = tuple(stem for prompt, _, _ in row.pairs for stem in (0, prompt))
         return {
             "input_ids": row.input_ids.to(self.device),
             "position_ids": row.position_ids.to(self.device),
             "attention_mask": segment_mask(self.device),
-            "segments": Segments.of(row.segment_lengths, self.device),
+            "segments": Segments.of(lengths, self.device, stems),
             "use_cache": False,
         }
 
@@ -92,6 +124,32 @@ def padded_inputs(row: Row, device: torch.device) -> dict[str, Any]:
     lengths = torch.tensor(row.segment_lengths)[:, None]
     mask = (torch.arange(ids.shape[1])[None] < lengths).long()
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
+def with_own_prompts(row: Row) -> Row:
+    """The row with two segments for each pair: its prompt with the chosen, and again with the rejected answer."""
+    assert row.pairs is not None
+    assert row.pair_labels is not None
+    gather, moved, lengths = [], [], []
+    start = written = label = 0
+    for (prompt, chosen, rejected), counts in zip(row.pairs, row.pair_labels, strict=True):
+        second = start + prompt + chosen
+        gather += [torch.arange(start, second), torch.arange(start, start + prompt)]
+        gather += [torch.arange(second, second + rejected)]
+        first, other = row.label_positions[label : label + sum(counts)].split(counts)
+        moved += [first - start + written, torch.where(other < second, other + prompt + chosen, other + prompt)]
+        moved[-1] += written - start
+        lengths += [prompt + chosen, prompt + rejected]
+        start, written, label = second + rejected, written + sum(lengths[-2:]), label + sum(counts)
+    places = torch.cat(gather)
+    return replace(
+        row,
+        input_ids=row.input_ids[:, places],
+        position_ids=row.position_ids[:, places],
+        segment_lengths=tuple(lengths),
+        label_positions=torch.cat(moved),
+        pairs=None,
+    )
 
 
 def places_of(row: Row, layout: Layout) -> torch.Tensor:

@@ -65,7 +65,7 @@ class HeadLoss(torch.autograd.Function):
         start = 0
         for piece, target in zip(hidden.split(c := piece_length(len(weight))), labels.split(c), strict=True):
             logits = logits_of(piece, cast)
-            total += softmax_grad_(logits, target)
+            total += softmax_grad_(logits, target).sum()
             grad = logits.mul_(scale).to(hidden.dtype)  # [C, V]
             if hidden_grad is not None:
                 torch.mm(grad, cast, out=hidden_grad[start : start + len(piece)])
@@ -92,11 +92,11 @@ class HeadLoss(torch.autograd.Function):
 def softmax_grad_(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Turns ``logits`` [C, V] into the gradient of their cross-entropy, softmax minus one-hot, in place.
 
-    Gives the cross-entropy, summed over the C labels.
+    Gives the cross-entropy of each of the C labels.
     """
     normalizer = torch.logsumexp(logits, dim=1, keepdim=True)  # [C, 1]
     rows = torch.arange(len(labels), device=labels.device)
-    loss = (normalizer[:, 0] - logits[rows, labels]).sum()
+    loss = normalizer[:, 0] - logits[rows, labels]
     logits.sub_(normalizer).exp_()
     logits[rows, labels] -= 1.0
     return loss

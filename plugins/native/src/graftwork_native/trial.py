@@ -1,6 +1,7 @@
 """What a model allows, found out by trying on two short samples before the first step.
 
-Do packed samples give the logits that each gives alone, and does nothing leak from one to the other? Do the
+Do packed samples give the logits that each gives alone, and does nothing leak from one to the other? Do two answers on
+one prompt give what each gives behind a prompt of its own? Do the
 hidden states times the head's weight give the model's logits? A family that is known to the registry has been
 proved by its tests; the trial is cheap enough to be made all the same.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -45,6 +47,65 @@ def plan_forward(
         chosen = "padded"
     fused = head_is_plain(model) and head_agrees(model, device)
     return Forward(model, device, autocast_dtype, chosen, fused, limits_of(base_of(model)))
+
+
+def with_shared_prompts(forward: Forward) -> Forward:
+    """The forward with the prompt of a pair computed once, where that is proved for its model."""
+    if forward.layout == "segments" and (reason := sharing_fails(forward)):
+        logger.warning("each answer of a pair gets a prompt of its own, not one that both share: %s", reason)
+        return forward
+    return replace(forward, shared_prompts=forward.layout == "segments")
+
+
+def trial_pairs() -> list[tuple[int, int, int]]:
+    """Prompts and answers of different lengths."""
+    return [(5, 3, 6), (4, 7, 2)]
+
+
+def sharing_fails(forward: Forward) -> str | None:
+    """Why two answers on one prompt do not give what each gives behind its own, or None where they do."""
+    vocab_size = base_of(forward.model).get_input_embeddings().weight.shape[0]
+    generator = np.random.default_rng(0)
+    pairs = [
+        Sample(generator.integers(0, vocab_size, sum(parts), np.int32), np.arange(sum(parts)) >= parts[0], "", parts)
+        for parts in trial_pairs()
+    ]
+    row = to_row(pairs)
+    plain = replace(forward, autocast_dtype=None, shared_prompts=False)
+    shared = replace(plain, shared_prompts=True)
+    name = type(base_of(forward.model)).__name__
+    try:
+        with evaluating(forward.model):
+            apart, together = (all_logits(one, one.laid_out(row)) for one in (plain, shared))
+            apart = apart[own_places(trial_pairs())]
+            if not close(apart, together, tolerance_of(forward.model)):
+                return f"{name} gives answers on a shared prompt other logits than each behind its own"
+            if between_answers(shared, row):
+                return f"{name} lets the answers on a shared prompt see each other"
+    except Exception as error:
+        # Somebody's model, as above.
+        return f"{name}: {(str(error).splitlines() or [type(error).__name__])[0]}"
+    return None
+
+
+def own_places(pairs: list[tuple[int, int, int]]) -> torch.Tensor:
+    """Where the tokens of a row of pairs stand in the row whose answers have prompts of their own."""
+    places, start = [], 0
+    for prompt, chosen, rejected in pairs:
+        second = start + 2 * prompt + chosen
+        places += [torch.arange(start, start + prompt + chosen), torch.arange(second, second + rejected)]
+        start = second + rejected
+    return torch.cat(places)
+
+
+def between_answers(shared: Forward, row: Row) -> bool:
+    """Whether the rejected answer of a row's last pair depends on its chosen one, on another pair, or is seen by it."""
+    prompt, chosen, rejected = trial_pairs()[-1]
+    begin = row.num_tokens - prompt - chosen - rejected
+    second = begin + prompt + chosen
+    below = gradient_at_embeddings(shared, row, slice(second, None))
+    above = gradient_at_embeddings(shared, row, slice(begin, second))
+    return bool(below[:begin].any() or below[begin + prompt : second].any() or above[second:].any())
 
 
 def trial_rows(model: nn.Module) -> tuple[list[Row], Row]:
@@ -93,16 +154,21 @@ def segments_fail(model: nn.Module, device: torch.device) -> str | None:
 def leaks(packed: Forward, row: Row) -> bool:
     """Whether the last sample's logits depend on the first one's tokens: a gradient tells, however small it is."""
     first, last = row.segment_lengths
+    return bool(gradient_at_embeddings(packed, row, slice(-last, None))[:first].any())
+
+
+def gradient_at_embeddings(forward: Forward, row: Row, tokens: slice) -> torch.Tensor:
+    """How the logits at ``tokens`` depend on each token of a row of segments: [T, W], zero where not at all."""
     states: list[torch.Tensor] = []
-    embeddings = base_of(packed.model).get_input_embeddings()
+    embeddings = base_of(forward.model).get_input_embeddings()
     handle = embeddings.register_forward_hook(lambda _, __, output: states.append(output.requires_grad_()))
     try:
         with torch.enable_grad():
-            logits = all_logits(packed, row)[-last:]
+            logits = all_logits(forward, row)[tokens]
             (gradient,) = torch.autograd.grad(logits.float().square().sum(), states[0])
     finally:
         handle.remove()
-    return bool(gradient[:, :first].any())
+    return gradient[0]
 
 
 def unknown_layers(base: Any) -> str | None:
