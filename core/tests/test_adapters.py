@@ -76,6 +76,7 @@ def targets(model: Any) -> set[str]:
         (["q_proj", "output_proj"], {"q_proj", "o_proj"}),
         (["mlp"], {"gate_proj", "up_proj", "down_proj"}),
         (["output", "self_attn.k_proj"], {"lm_head", "k_proj"}),
+        (["attention"], {"o_proj"}),
         ("all-linear", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
     ],
 )
@@ -107,7 +108,7 @@ def test_a_name_that_other_modules_share_is_written_out() -> None:
         (
             {"lora_target_modules": ["q_porj"]},
             "'q_porj' is no module and no role of this model (family toy): did you mean q_proj? Known: all-linear, "
-            "down_proj, gate_proj, k_proj, lm_head, mlp, o_proj, output, output_proj, q_proj, up_proj, v_proj",
+            "attention, down_proj, gate_proj, k_proj, lm_head, mlp, o_proj, output, output_proj, q_proj, up_proj, v_proj",
         ),
         ({"lora_modules_to_save": ["lm_haed"]}, "peft.lora_modules_to_save: 'lm_haed' is no module of this model"),
         ({"lora_exclude_modules": ["k_prok"]}, "peft.lora_exclude_modules: 'k_prok' is no module of this model"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,16 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
 
 from graftwork.adapters.folder import check_base, check_shapes
+from graftwork.adapters.record import record_of, remember, rows_of, write_record
 from graftwork.adapters.targets import check_modules, linear_modules, module_leaves, resolve_lora_targets
+from graftwork.adapters.tokens import make_room, rows_in, token_targets
 from graftwork.builders.family import family_of
 from graftwork.builders.quantize import choose_quantizer
+from graftwork.builders.quiet import no_progress_bar
 from graftwork.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from transformers import PreTrainedModel
 
@@ -27,16 +31,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger("graftwork.adapters")
 
 
-def attach_adapter(model: PreTrainedModel, peft: PeftParams, *, family: str | None = None) -> PeftModel:
+def attach_adapter(
+    model: PreTrainedModel, peft: PeftParams, *, family: str | None = None, tokens: Sequence[int] = ()
+) -> PeftModel:
     """Puts a fresh LoRA (DoRA, rsLoRA) onto ``model``, in float32 whatever the base is in; the base is frozen.
 
-    The update starts at zero (B is), except with the initialisations that split the base. Raises
-    :class:`UsageError` for names and values that do not fit this model.
+    The update starts at zero (B is), except with the initialisations that split the base. The rows of ``tokens`` in the
+    embeddings, and in an output layer of its own, are trained too: those of added tokens. Raises :class:`UsageError`
+    for names and values that do not fit this model.
     """
     if isinstance(model, PeftModel):
         raise UsageError("this model has an adapter already: train that one (adapter_model) or merge it first")
     config = lora_config(model, peft, family=family)
+    if tokens:
+        config.trainable_token_indices = token_targets(model, tokens, peft.lora_modules_to_save or ()) or None
     _check_trainable(model, peft)
+    remember(model, record_of(model))
     with explained("the adapter"):
         adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     _log_counts(adapted, f"LoRA of rank {peft.lora_r} on {', '.join(sorted(config.target_modules))}")
@@ -50,12 +60,22 @@ def load_adapter(model: PreTrainedModel, path: Path | str, trainable: bool = Fal
     """
     folder = Path(path)
     check_base(folder, model)
+    record = record_of(model)
     with explained(f"adapter {folder}"):
+        make_room(model, rows_in(folder))
+        remember(model, replace(record, embedding_rows=rows_of(model)))
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable, autocast_adapter_dtype=True)
     check_shapes(folder, adapted)
     if trainable:
         _log_counts(adapted, f"adapter {folder}")
     return adapted
+
+
+def save_adapter(folder: Path, adapted: Any) -> None:
+    """Writes an adapter as PEFT does, with a record of its base; never a copy of embeddings that are not trained."""
+    with no_progress_bar(), explained("the adapter", "cannot be saved"):
+        adapted.save_pretrained(folder, save_embedding_layers=False)
+    write_record(folder, adapted)
 
 
 def lora_config(model: PreTrainedModel, peft: PeftParams, *, family: str | None = None) -> LoraConfig:

@@ -7,6 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from graftwork.adapters.fingerprint import fingerprint
+from graftwork.adapters.record import folder_of, read_record
 from graftwork.errors import ModelError, UsageError
 from graftwork.sources import ResolvedModel, locate, resolve
 from graftwork.sources.hub import is_repository_id
@@ -78,13 +80,37 @@ def base_of_adapter(path: Path) -> ResolvedModel:
 
 
 def check_base(path: Path, model: Any) -> None:
-    """Raises :class:`ModelError` where the adapter records another base than ``model``.
+    """Raises :class:`ModelError` where the adapter was trained on another base than ``model``.
 
-    A folder that was moved, or a local copy of a Hub model, cannot be told from another model by name: where the
-    two files' contents cannot be compared, that is said in one line.
+    The fingerprint that the adapter's folder records decides. An adapter from elsewhere has none, and a model that was
+    built in memory has no folder: then it goes by name, and by the shapes that the adapter fits. A local copy of a Hub
+    model cannot be told from another model by name: where contents cannot be compared, that is said in one line.
     """
     recorded, given = recorded_base(path), getattr(model, "name_or_path", "") or None
-    if recorded is None or given is None or given in {recorded, str(path)}:
+    if given == str(path):
+        return
+    wanted, here = read_record(path).fingerprint, folder_of(model)
+    if wanted is not None and here is not None:
+        _compare(path, recorded, wanted, here)
+    else:
+        _compare_names(path, recorded, given)
+
+
+def _compare(path: Path, recorded: str | None, wanted: str, here: Path) -> None:
+    found = fingerprint(here)
+    if found != wanted and found.partition(":")[0] == wanted.partition(":")[0]:
+        raise ModelError(
+            f"adapter {path} was trained on {recorded or 'a base'} with fingerprint {_short(wanted)}, and the weights "
+            f"in {here} have {_short(found)}: give the base that it was trained on"
+        )
+
+
+def _short(number: str) -> str:
+    return number.rpartition(":")[2][:12]
+
+
+def _compare_names(path: Path, recorded: str | None, given: str | None) -> None:
+    if recorded is None or given is None or given == recorded:
         return
     same = _same_model(recorded, given)
     if same is False:
@@ -105,22 +131,10 @@ def _same_model(recorded: str, given: str) -> bool | None:
     """Whether two names mean the same weights; None where that cannot be known."""
     folders = [Path(recorded), Path(given)]
     if all(folder.is_dir() for folder in folders):
-        return _weights(folders[0]) == _weights(folders[1])
+        return fingerprint(folders[0]) == fingerprint(folders[1])
     if not any(folder.is_absolute() for folder in folders) and all(map(is_repository_id, (recorded, given))):
         return False
     return None
-
-
-def _weights(folder: Path) -> list[tuple[str, int, bytes]]:
-    """Each weight file by name, size and its first and last 64 KiB: the header, and weights that training changes."""
-    return [(file.name, file.stat().st_size, _ends(file)) for file in sorted(folder.glob("model*.safetensors"))]
-
-
-def _ends(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        head = stream.read(65536)
-        stream.seek(max(0, file.stat().st_size - 65536))
-        return head + stream.read()
 
 
 def check_shapes(path: Path, model: Any) -> None:

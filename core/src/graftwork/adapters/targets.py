@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from graftwork.specs import ModelFamily
 
 _ALL = "all-linear"
+_GROUPS = {"attention": ("q_proj", "k_proj", "v_proj", "output_proj")}
+"""Roles that stand for several others, in every family that does not say otherwise."""
+_ATTENTION = ("attn", "attention")
+"""What the name of a module around attention's projections contains in transformers, of whatever family."""
 
 
 def resolve_lora_targets(
@@ -31,16 +35,47 @@ def resolve_lora_targets(
     _refuse_part_of_fused(family, wanted)
     found: dict[str, None] = {}
     for name in wanted:
-        found.update(dict.fromkeys(all_linear(model) if name == _ALL else _role(family, name, model)))
+        found.update(dict.fromkeys(_modules_of(family, name, model)))
     _refuse_tied(found, model)
     if not found:
         raise UsageError("peft.lora_target_modules: no linear module in this model, and none is named")
     return list(found)
 
 
+def _modules_of(family: ModelFamily, name: str, model: nn.Module) -> Sequence[str]:
+    if name == _ALL:
+        return all_linear(model)
+    if name in family.lora_targets or name not in (*_GROUPS, "mlp"):
+        return _role(family, name, model)
+    if not family.lora_targets:
+        return _by_structure(name, model) or _role(family, name, model)
+    parts = [module for role in _GROUPS.get(name, ()) for module in family.lora_targets.get(role, ())]
+    present = [module for module in parts if _present(model, module)]
+    return present or _role(family, name, model)
+
+
+def _by_structure(role: str, model: nn.Module) -> list[str]:
+    """Attention's projections, or the other linear modules of the layers (``mlp``), where no family names them."""
+    inner = {path for path in _inner_linear(model) if any(part.isdigit() for part in path.split("."))}
+    attention = {path for path in inner if _in_attention(path)}
+    return shortest(model, attention if role == "attention" else inner - attention) if attention else []
+
+
+def _in_attention(path: str) -> bool:
+    return any(word in part for part in path.casefold().split(".") for word in _ATTENTION)
+
+
+def _inner_linear(model: nn.Module) -> set[str]:
+    return set(linear_modules(model)) - {_output_layer(model) or ""}
+
+
 def all_linear(model: nn.Module) -> list[str]:
     """Every linear module except the output layer: by its last name where that says enough, else by its path."""
-    chosen = set(linear_modules(model)) - {_output_layer(model)}
+    return shortest(model, _inner_linear(model))
+
+
+def shortest(model: nn.Module, chosen: set[str]) -> list[str]:
+    """The modules at the paths ``chosen``, by last name where no other module has it, else by path."""
     others = {_leaf(name) for name, _ in model.named_modules() if name not in chosen}
     return sorted({name if _leaf(name) in others else _leaf(name) for name in chosen})
 
@@ -67,7 +102,7 @@ def module_leaves(model: nn.Module) -> list[str]:
 def _role(family: ModelFamily, name: str, model: nn.Module) -> Sequence[str]:
     modules = [module for module in family.lora_targets.get(name, (name,)) if _present(model, module)]
     if not modules:
-        known = {*family.lora_targets, _ALL, *map(_leaf, linear_modules(model))}
+        known = {*family.lora_targets, *_GROUPS, _ALL, *map(_leaf, linear_modules(model))}
         raise UsageError(
             f"peft.lora_target_modules: {name!r} is no module and no role of this model (family {family.name}): "
             f"{did_you_mean(name, known, limit=16)}"
