@@ -120,7 +120,7 @@ def test_run_trains_as_the_recipe_says(graft: Any, here: Path, monkeypatch: pyte
         from graftwork.training import TrainResult
 
         seen.append((config, resume))
-        return TrainResult(output_dir=here, model_path=None, step=3, metrics={"loss": 1.0}, interrupted=False)
+        return TrainResult(output_dir=here, model_path=None, step=3, metrics={"loss": 1.0})
 
     monkeypatch.setattr("graftwork.training.train", train)
     overrides = ("data.train.datasets.0.dataset_path=mine.jsonl", "training.max_steps=3")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import signal
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,8 +15,13 @@ import yaml
 
 from graftwork.config import check_config, plugin_params
 from graftwork.errors import RunError, UsageError
+from graftwork.launch import Place
+from graftwork.launch.batch import describe_batch, forgive_accumulation, keep_global_batch
 from graftwork.registry import get_registry
+from graftwork.runs.checkpoints import as_json, newest_whole, read_seal, require_whole
+from graftwork.runs.follower import Follower
 from graftwork.runs.run import Listener, Run, open_run
+from graftwork.runs.signals import handled, stop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from graftwork.config import RunConfig
+    from graftwork.specs import TrainerSpec
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +37,10 @@ FREE_TO_CHANGE = {
     "training": {
         "output_dir", "run_name", "save_steps", "save_epoch", "save_total_limit", "save_final_model", "logging_steps",
         "logging_strategy", "logging_first_step", "log_level", "dep_log_level", "enable_tensorboard",
-        "resume_from_checkpoint", "try_resume_from_last_checkpoint", "max_steps", "num_train_epochs",
+        "resume_from_checkpoint", "try_resume_from_last_checkpoint", "max_steps", "num_train_epochs", "keep_best",
+        "nonfinite_loss", "ddp_find_unused_parameters", "nccl_default_timeout_minutes",
     },
+    "fsdp": None,
     "generation": None,
 }  # fmt: skip
 """What a resumed run may have otherwise than before: none of it changes a step that was taken."""
@@ -40,7 +49,7 @@ FREE_TO_CHANGE = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRequest:
     """What a trainer gets: the validated configuration, its own validated option block, the run to write
-    to, and the checkpoint folder to go on from.
+    to, and the checkpoint folder to go on from (which the first of several processes tells the others).
     """
 
     config: RunConfig
@@ -51,20 +60,27 @@ class TrainRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
-    """What a run came to. ``metrics`` are the last ones of each name, ``model_path`` the final folder."""
+    """What a run came to. ``metrics`` are the last ones of each name, ``model_path`` the final folder;
+    ``interrupted_by`` is the number of the signal that ended it early.
+    """
 
     output_dir: Path
     model_path: Path | None
     step: int
     metrics: Mapping[str, float]
-    interrupted: bool = False
+    interrupted_by: int | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run was stopped before its end."""
+        return self.interrupted_by is not None
 
 
 class Trainer(Protocol):
     """One training method, ready to run."""
 
     def train(self) -> TrainResult:
-        """Runs to the end, or to Ctrl-C, which saves and returns with ``interrupted`` set."""
+        """Runs to the end, or to Ctrl-C or SIGTERM, which saves and returns with ``interrupted_by`` set."""
         ...
 
 
@@ -77,39 +93,49 @@ def train(config: RunConfig, *, resume: bool = False, listeners: Sequence[Listen
     from graftwork.data.loader import fingerprint
 
     check_config(config)
-    set_log_levels(config)
+    place = Place.here()
+    set_log_levels(config, place)
     spec = get_registry().trainers[config.training.trainer_type]
     params = plugin_params(spec, config.training.trainer_kwargs)
-    data = {"train": fingerprint(config.data.train), "validation": fingerprint(config.data.validation)}
     resume = resume or config.training.try_resume_from_last_checkpoint or bool(config.training.resume_from_checkpoint)
-    run = open_run(config, resume=resume)
-    run.listeners.extend(listeners)
-    try:
-        resume_from = checkpoint_to_resume(run, config, data) if resume else None
-    except BaseException:
-        run.release()
-        raise
+    with handled([signal.SIGTERM], stop):
+        data = {"train": fingerprint(config.data.train), "validation": fingerprint(config.data.validation)}
+        run = open_run(config, resume=resume) if place.is_main else Follower(config)
+        run.listeners.extend(listeners)
+        try:
+            if resume:
+                config = run.config = keep_global_batch(config, run.record, place.size)
+            resume_from = checkpoint_to_resume(run, config, data) if resume and run.writes else None
+        except BaseException:
+            run.release()
+            raise
+        return carry_out(spec, TrainRequest(config=config, params=params, run=run, resume_from=resume_from), data)
+
+
+def carry_out(spec: TrainerSpec, request: TrainRequest, data: Mapping[str, Any]) -> TrainResult:
+    """Builds the trainer and has it train; however that ends, the run folder says so."""
     error: BaseException | None = None
     result: TrainResult | None = None
     try:
-        run.update(**description(config, data))
-        seed_everything(config.training.seed)
-        result = spec.build(TrainRequest(config=config, params=params, run=run, resume_from=resume_from)).train()
+        request.run.update(**description(request.config, data))
+        request.run.update(**describe_batch(request.config, request.run.record, Place.here().size))
+        seed_everything(request.config.training.seed)
+        result = spec.build(request).train()
     except BaseException as caught:
         error = caught
         raise
     finally:
-        finish(run, result, error)
+        finish(request.run, result, error)
     return result
 
 
-def set_log_levels(config: RunConfig) -> None:
+def set_log_levels(config: RunConfig, place: Place) -> None:
     """``log_level`` for graftwork's own notices (``graft --debug`` has the last word), ``dep_log_level`` for those of
-    the libraries below it.
+    the libraries below it. Of several processes the first one speaks for all.
     """
     own = logging.getLogger("graftwork")
     if own.level != logging.DEBUG:
-        own.setLevel(config.training.log_level.upper())
+        own.setLevel(config.training.log_level.upper() if place.is_main else logging.ERROR)
     for library in ("transformers", "peft", "datasets"):
         logging.getLogger(library).setLevel(config.training.dep_log_level.upper())
 
@@ -133,10 +159,10 @@ def checkpoint_to_resume(run: Run, config: RunConfig, data: Mapping[str, Any]) -
     if run.record:
         check_same_run(run, config, data)
     asked = config.training.resume_from_checkpoint
-    if asked:
-        return asked_checkpoint(run, Path(asked))
-    if run.checkpoints:
-        return run.checkpoints[-1]
+    found = asked_checkpoint(run, Path(asked)) if asked else newest_whole(run)
+    if found is not None:
+        check_same_checkpoint(found, config, data, run.record)
+        return found
     if run.record.get("status") == "finished":
         raise UsageError(
             f"{run.folder} is finished and kept no checkpoint to go on from (training.save_steps was "
@@ -160,19 +186,45 @@ def asked_checkpoint(run: Run, path: Path) -> Path:
             f"training.resume_from_checkpoint: {path} is not the last checkpoint of this run; move {later} out of "
             f"{run.folder / 'checkpoints'} first, or resume in another training.output_dir"
         )
+    require_whole(path)
     return path
 
 
 def check_same_run(run: Run, config: RunConfig, data: Mapping[str, Any]) -> None:
     """Resuming with another configuration or other data would be another run under the same name."""
     before = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+    before = forgive_accumulation(before, config, run.record, Place.here().size)
     changes = differences(before, yaml.safe_load(config.to_yaml()))
     for split, files in run.record.get("data", {}).items():
         changes += changed_files(split, files, data[split])
+    refuse(run.folder, changes)
+
+
+def check_same_checkpoint(path: Path, config: RunConfig, data: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """A checkpoint says itself what it belongs to, wherever it lies."""
+    sealed = read_seal(path)
+    before = forgive_accumulation(sealed["config"], config, record, Place.here().size)
+    changes = differences(before, as_json(yaml.safe_load(config.to_yaml())))
+    for split, files in sealed["data"].items():
+        changes += changed_files(split, files, data[split])
+    refuse(path, changes)
+    others = [
+        f"{name} {written} (now {installed(name) or 'not installed'})"
+        for name, written in sealed["versions"].items()
+        if installed(name) != written
+    ]
+    if others:
+        logger.warning(
+            "%s was written with %s: the numbers may differ from there on in the last digits", path, ", ".join(others)
+        )
+
+
+def refuse(place: Path, changes: Sequence[str]) -> None:
+    """Raises :class:`UsageError` where there are changes."""
     if changes:
         listed = "\n".join(f"  {change}" for change in changes)
         raise UsageError(
-            f"{run.folder} cannot be resumed, because the run would not be the same:\n{listed}\n"
+            f"{place} cannot be resumed, because the run would not be the same:\n{listed}\n"
             "Set these back, or start a new run in another training.output_dir."
         )
 
@@ -226,8 +278,10 @@ def installed(package: str) -> str | None:
 
 
 def seed_everything(seed: int) -> None:
-    """Python's and PyTorch's generators; whoever uses numpy here makes a generator of their own."""
+    """Python's, numpy's and PyTorch's generators."""
+    import numpy as np
     import torch
 
     random.seed(seed)
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -155,12 +155,13 @@ def test_a_loss_that_is_no_number_stops_the_run(
     step = trainer_module.learning_rate
     monkeypatch.setattr(trainer_module, "learning_rate", lambda *args: 1e30 if args[1] == 1 else step(*args))
     with pytest.raises(
-        RunError, match=r"step 3: loss .*: the weights were left as they were.*Lower training\.learning_"
+        RunError,
+        match=r"(?s)step 3: the loss is .*in every row.*The weights were left as.*lower training\.learning_",
     ):
         run_here(toys, tmp_path, llama, chat, training={"max_grad_norm": None})
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "failed"
-    assert record["error"].startswith("step 3: loss")
+    assert record["error"].startswith("step 3: the loss is ")
     assert len(steps_of(toys, tmp_path / "run")) == 2
 
 
@@ -327,8 +328,9 @@ def test_early_stopping_counts_evaluations_without_gain(
     with caplog.at_level(logging.INFO, "graftwork_native"):
         run = run_here(toys, tmp_path, llama, chat, training=training)
     assert [step for step, _ in evaluations_of(toys, run)] == [0, 1, 2, 3, 4]
-    assert "early stop: no gain in eval_loss since step 2" in caplog.text
-    best = (run / "checkpoints" / "step-2" / "model.safetensors").read_bytes()
+    assert "early stop: 2 evaluations without gain in eval_loss; the best was at step 3" in caplog.text
+    # As transformers counts: a gain below the threshold is none for the patience, and the better weights all the same
+    best = (run / "checkpoints" / "step-3" / "model.safetensors").read_bytes()
     assert (run / "final" / "model.safetensors").read_bytes() == best
     assert json.loads((run / "run.json").read_text())["result"]["step"] == 4
 
@@ -336,9 +338,10 @@ def test_early_stopping_counts_evaluations_without_gain(
 def test_a_metric_that_is_not_measured(toys: Any, tmp_path: Path, llama: Path, chat: dict[str, Any]) -> None:
     training = {**BEST, "metric_for_best_model": "accuracy"}
     with pytest.raises(
-        UsageError, match=r"training\.metric_for_best_model: accuracy is not measured here; .*eval_loss"
+        UsageError, match=r"metric_for_best_model: accuracy is not measured in an evaluation; .*Known: .*eval_loss"
     ):
         run_here(toys, tmp_path, llama, chat, training=training)
+    assert not (tmp_path / "run").exists(), "found before the run began"
 
 
 def test_evaluation_by_epoch_and_fractions_of_epochs(toys: Any, tmp_path: Path, llama: Path, chat: Any) -> None:
@@ -346,7 +349,7 @@ def test_evaluation_by_epoch_and_fractions_of_epochs(toys: Any, tmp_path: Path, 
     run = run_here(toys, tmp_path, llama, chat, training={**training, "save_epoch": True, "save_steps": 0})
     assert [step for step, _ in evaluations_of(toys, run)] == [0, 3, 6, 8]
     assert [step for step, *_ in steps_of(toys, run)] == list(range(1, 9))
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-3", "step-6"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-3", "step-6", "step-8"]
 
 
 def test_validation_may_be_streamed_too(toys: Any, tmp_path: Path, llama: Path, chat: dict[str, Any]) -> None:

@@ -18,7 +18,6 @@ from graftwork.registry import get_registry
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-INTERRUPTED = 130
 # What `graftwork[models]` brings: a command that misses one of these says so.
 MODELS_EXTRA = frozenset({"accelerate", "datasets", "numpy", "peft", "safetensors", "torch", "transformers"})
 logger = logging.getLogger("graftwork")
@@ -104,7 +103,9 @@ def graft() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs ``graft`` and returns its exit code: 0, 1 (the world failed), 2 (the request was wrong), 130 (Ctrl-C)."""
+    """Runs ``graft`` and returns its exit code: 0, 1 (the world failed), 2 (the request was wrong), 130 (Ctrl-C),
+    143 (SIGTERM).
+    """
     with _notices():
         try:
             code: int = graft.main(args=args, prog_name="graft", standalone_mode=False)
@@ -121,10 +122,13 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _report(error: BaseException) -> int:
     """Says what went wrong on stderr, without a traceback, and gives the exit code."""
+    from graftwork.runs.signals import exit_code
+
     # click turns Ctrl-C into Abort, which is also what a declined question raises.
-    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
-        return INTERRUPTED
+    for interrupt in (error, error.__context__):
+        if isinstance(interrupt, KeyboardInterrupt):
+            click.echo("Interrupted.", err=True)
+            return exit_code(interrupt)
     if isinstance(error, click.Abort):
         click.echo("Aborted.", err=True)
         return 1

@@ -13,8 +13,15 @@ if TYPE_CHECKING:
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option("-c", "--config", "path", required=True, type=click.Path(dir_okay=False), help="The configuration.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of training.output_dir.")
+@click.option(
+    "--nproc-per-node",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Train as so many processes of this machine (one for each GPU).",
+)
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
-def train(path: str, resume: bool, overrides: tuple[str, ...]) -> None:
+def train(path: str, resume: bool, nproc_per_node: int, overrides: tuple[str, ...]) -> None:
     """Train a model as a configuration file says.
 
     OVERRIDES change single values: training.max_steps=10 model.model_name=./mine
@@ -22,13 +29,19 @@ def train(path: str, resume: bool, overrides: tuple[str, ...]) -> None:
     from graftwork.config import load_config
 
     config = load_config(path, overrides)
+    if nproc_per_node > 1:
+        from graftwork.launch.local import launch
+
+        raise SystemExit(launch(["train", "-c", path, *(["--resume"] if resume else []), *overrides], nproc_per_node))
+    from graftwork.launch import Place
     from graftwork.runs.progress import Progress
     from graftwork.training import train as run
 
-    result = run(config, resume=resume, listeners=[Progress()])
-    if result.interrupted:
-        raise SystemExit(130)
-    for line in summary(result):
+    main = Place.here().is_main
+    result = run(config, resume=resume, listeners=[Progress()] if main else [])
+    if result.interrupted_by is not None:
+        raise SystemExit(128 + result.interrupted_by)
+    for line in summary(result) if main else ():
         click.echo(line)
 
 

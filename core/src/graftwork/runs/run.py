@@ -6,6 +6,7 @@ The folder holds ``config.yaml`` (resolved), ``run.json`` (versions, seed, data,
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -37,6 +38,9 @@ class Run:
 
     ``fresh`` says that the folder was new, ``started`` that steps may have been taken.
     """
+
+    writes = True
+    """Whether this process writes the folder."""
 
     def __init__(self, folder: Path, config: RunConfig, lock: TextIO) -> None:
         self.folder = folder
@@ -76,21 +80,29 @@ class Run:
         with explained(self.folder):
             write_text(self.folder / "run.json", json.dumps(self.record, indent=2, default=str) + "\n")
 
-    def start(self, step: int) -> None:
-        """Goes on from ``step``: lines written after it are dropped, as are halves of lines."""
+    def start(self, step: int, *, evaluated: bool = True) -> None:
+        """Goes on from ``step``: lines written after it are dropped, as are halves of lines. Where the step's
+        evaluation is still to be made (not ``evaluated``), a line of it goes too.
+        """
         self.start_step, self.started = step, True
         with explained(self.folder):
             write_text(self.folder / "config.yaml", self.config.to_yaml())
         for path in (self.metrics_path, self.samples_path):
-            keep_lines(path, step)
+            keep_lines(path, step, evaluated=evaluated)
         self.update(status="running", started=self.record.get("started") or now(), resumed_from=step or None)
         get_registry().events.run_started(self)
 
     def flush(self) -> None:
         """Puts the metrics on the disk: a checkpoint must not outlive the lines that came before it."""
-        if self.metrics_path.exists():
-            with explained(self.folder):
-                sync(self.metrics_path)
+        with explained(self.folder):
+            for path in (self.metrics_path, self.samples_path, self.folder):
+                if path.exists():
+                    sync(path)
+
+    def require_folder(self) -> None:
+        """A folder that somebody removed is not made anew, as half of a run."""
+        if not (self.folder / "run.json").exists():
+            raise RunError(f"{self.folder}: {LOST}, then go on with --resume; or start anew")
 
     def discard(self) -> None:
         """Takes back a new run that never began, so that the same folder can be used when the mistake is mended."""
@@ -137,6 +149,8 @@ def open_run(config: RunConfig, *, resume: bool) -> Run:
     folder = Path(config.training.output_dir)
     with explained(folder):
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for made in (folder, folder.parent):
+            sync(made)
         lock = take_lock(folder)
         try:
             return enter(folder, config, lock, resume=resume)
@@ -195,11 +209,17 @@ def take_lock(folder: Path) -> TextIO:
     return file
 
 
-def keep_lines(path: Path, step: int) -> None:
-    """Leaves the complete lines of steps up to ``step``, and none where the run begins anew at step 0."""
+def keep_lines(path: Path, step: int, *, evaluated: bool = True) -> None:
+    """Leaves the complete lines of steps up to ``step``, and none where the run begins anew at step 0.
+
+    Without ``evaluated`` also none of an evaluation at ``step`` itself.
+    """
     if not path.exists():
         return
-    kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in read_lines(path) if 0 < step >= line["step"]]
+    lines = [line for line in read_lines(path) if 0 < step >= line["step"]]
+    if not evaluated:
+        lines = [line for line in lines if line["step"] < step or "eval_loss" not in line]
+    kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines]
     with explained(path):
         write_text(path, "".join(kept))
 
@@ -229,10 +249,22 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise RunError(
-            f"{error.filename or path}: {reason}; make room or choose another training.output_dir, then go on with "
-            "--resume"
-        ) from error
+        raise RunError(f"{error.filename or path}: {reason}; {remedy(error)}, then go on with --resume") from error
+
+
+LOST = "the run folder was removed or moved while the run was writing to it; put it back"
+
+
+def remedy(error: BaseException) -> str:
+    """What helps where something could not be written. Libraries hide the number, and mostly the disk is full."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "make the folder writable or choose another training.output_dir"
+    if number in (errno.ENOENT, errno.ESTALE):
+        return LOST
+    if number in (errno.ENOTDIR, errno.EEXIST):
+        return "move what is in the way or choose another training.output_dir"
+    return "make room or choose another training.output_dir"
 
 
 def now() -> str:

@@ -1,8 +1,9 @@
 """Checkpoints: a folder that any Hugging Face tool loads, with what a run needs to go on to the last bit.
 
 ``checkpoints/step-N/`` holds the model (or the adapter) and the tokenizer, ``optimizer.pt`` (the optimizer's
-tensors and PyTorch's generators; loaded with ``weights_only``) and ``trainer_state.json``. It gets its name when
-all of it lies on the disk.
+tensors and PyTorch's generators; loaded with ``weights_only``), ``trainer_state.json`` (where the run stands: step,
+place in the data, the other generators) and the core's ``checkpoint.json``. It gets its name when all of it lies on
+the disk. The schedule is a function of the step and has no state.
 """
 
 from __future__ import annotations
@@ -15,21 +16,24 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
 from graftwork.builders.quiet import no_progress_bar
 from graftwork.errors import RunError
-from graftwork.files import complete_folder, remove_folder
+from graftwork.runs.checkpoints import new_checkpoint
+from graftwork.runs.run import remedy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from transformers import PreTrainedTokenizerFast
 
     from graftwork.runs.run import Run
+    from graftwork_native.kept import Best
 
 logger = logging.getLogger(__name__)
 
@@ -39,43 +43,52 @@ OPTIMIZER_FILE = "optimizer.pt"
 
 @dataclass(slots=True)
 class TrainerState:
-    """Where a run stands. ``best_metric`` is the lowest so far, seen at ``best_step``; ``model_dtype`` is what
-    the model was in when it was loaded at first.
+    """Where a run stands.
+
+    ``epoch`` is the loader's, as of the last step whose evaluation and samples are done; ``evaluated`` says whether
+    those of ``step`` are. ``best`` are the best evaluations, as (step, metric), the best first. ``skipped`` counts
+    the batches that were left out, ``skipped_in_a_row`` those since the last step. ``model_dtype`` is what the model
+    was in when it was loaded at first.
     """
 
     step: int = 0
     tokens: int = 0
-    best_metric: float | None = None
-    best_step: int | None = None
+    epoch: int = 0
+    evaluated: bool = True
+    best: Best = field(default_factory=list)
     evaluations_without_gain: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
     model_dtype: str = "float32"
     loader: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(
-    path: Path,
+    run: Run,
     state: TrainerState,
+    evaluation: Mapping[str, float] | None,
     model: nn.Module,
     tokenizer: PreTrainedTokenizerFast,
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Writes the folder ``path``, or leaves nothing of it."""
-    with whole_folder(path) as folder:
+    """Writes the checkpoint of ``state.step``, or leaves nothing of it. ``evaluation`` are its metrics."""
+    path = run.folder / "checkpoints" / f"step-{state.step}"
+    with written(path), new_checkpoint(run, state.step, evaluation) as folder:
         save_model(folder, model, tokenizer)
         torch.save({"optimizer": optimizer.state_dict(), "generators": generators()}, folder / OPTIMIZER_FILE)
-        (folder / STATE_FILE).write_text(json.dumps({**asdict(state), "python": python_generator()}))
+        (folder / STATE_FILE).write_text(json.dumps({**asdict(state), "generators": plain_generators()}))
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder that is written whole or not at all; what the disk, torch or safetensors say is explained."""
+def written(path: Path) -> Iterator[None]:
+    """Whatever the disk, torch or safetensors say to a folder that is written, as an error that says what to do."""
     try:
-        with complete_folder(path) as folder:
-            yield folder
+        yield
     except (OSError, RuntimeError, SafetensorError) as error:
+        helps = remedy(error)
         raise RunError(
-            f"{path} could not be written: {error}; nothing of it was left behind. Make room, then go on from the "
-            "last checkpoint with --resume"
+            f"{path} could not be written: {error}; nothing of it was left behind. {helps[0].upper()}{helps[1:]}, then "
+            "go on from the last checkpoint with --resume"
         ) from error
 
 
@@ -92,17 +105,25 @@ def generators() -> dict[str, torch.Tensor | list[torch.Tensor]]:
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 
-def python_generator() -> list[Any]:
-    """Python's random state as JSON keeps it."""
-    version, internal, gauss = random.getstate()
-    return [version, list(internal), gauss]
+def plain_generators() -> dict[str, Any]:
+    """Python's and numpy's random states as JSON keeps them."""
+    numpy_name, numpy_keys, *numpy_rest = np.random.get_state()
+    return {"python": random.getstate(), "numpy": [numpy_name, np.asarray(numpy_keys).tolist(), *numpy_rest]}
+
+
+def restore_plain(saved: Mapping[str, Any]) -> None:
+    """The inverse of :func:`plain_generators`."""
+    version, internal, gauss = saved["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(tuple(saved["numpy"]))
 
 
 def load_state(path: Path) -> TrainerState:
     """The run's state in a checkpoint. Raises :class:`RunError` where the folder is none."""
     with readable(path):
         data = json.loads((path / STATE_FILE).read_text())
-        data.pop("python")
+        data.pop("generators")
+        data["best"] = [(step, metric) for step, metric in data["best"]]
         return TrainerState(**data)
 
 
@@ -111,8 +132,7 @@ def restore(path: Path, optimizer: torch.optim.Optimizer) -> None:
     with readable(path):
         saved = torch.load(path / OPTIMIZER_FILE, weights_only=True, map_location="cpu")
         optimizer.load_state_dict(saved["optimizer"])
-        version, internal, gauss = json.loads((path / STATE_FILE).read_text())["python"]
-        random.setstate((version, tuple(internal), gauss))
+        restore_plain(json.loads((path / STATE_FILE).read_text())["generators"])
         if torch.cuda.is_available() and saved["generators"]["cuda"]:
             torch.cuda.set_rng_state_all(saved["generators"]["cuda"])
         torch.set_rng_state(saved["generators"]["cpu"])
@@ -125,14 +145,6 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
         raise RunError(
-            f"{path} is not a checkpoint that can be resumed: {type(error).__name__}: {error}; delete or move it, and "
+            f"{path} is not a checkpoint that can be resumed here: {type(error).__name__}: {error}; move it away, and "
             "--resume goes on from the one before it"
         ) from error
-
-
-def remove_old(run: Run, state: TrainerState) -> None:
-    """Keeps the newest ``save_total_limit`` checkpoints, and the best one."""
-    limit = run.config.training.save_total_limit
-    for path in run.checkpoints[:-limit] if limit else []:
-        if path.name != f"step-{state.best_step}":
-            remove_folder(path)

@@ -1,39 +1,46 @@
-"""Ctrl-C as a question: finish the step, save, and stop. A second one stops at once."""
+"""Ctrl-C and SIGTERM as a question: finish the step, save, and stop. A second one stops at once."""
 
 from __future__ import annotations
 
 import logging
 import signal
-import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
+
+from graftwork.runs.signals import handled, stop
 
 if TYPE_CHECKING:
-    from types import FrameType, TracebackType
+    from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
 
 logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Item = TypeVar("Item")
+
+
+class Left(Exception):  # noqa: N818 - not an error
+    """What follows a step (an evaluation, samples) was broken off; it is done when the run is gone on with."""
 
 
 class Interrupt:
-    """Within the block ``asked`` turns true at the first SIGINT or SIGTERM."""
+    """``asked`` is the number of the first SIGINT or SIGTERM that came while it listened."""
 
     def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
+        self.asked: int | None = None
 
-    def __enter__(self) -> Interrupt:
-        if threading.current_thread() is threading.main_thread():  # Python takes signals nowhere else
-            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
-        return self
+    def listening(self) -> AbstractContextManager[None]:
+        """Within the block signals are questions."""
+        return handled(SIGNALS, self._ask)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def until_asked(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items; raises :class:`Left` where the signal came before one of them."""
+        for item in items:
+            if self.asked is not None:
+                raise Left
+            yield item
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        logger.warning("stopping after this step and saving; press Ctrl-C again to stop at once without saving")
+    def _ask(self, number: int) -> None:
+        if self.asked is not None:
+            stop(number)
+        self.asked = number
+        again = "press Ctrl-C again" if number == signal.SIGINT else "a second SIGTERM is"
+        logger.warning("stopping after this step and saving; %s to stop at once without saving", again)

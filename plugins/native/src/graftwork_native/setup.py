@@ -96,12 +96,7 @@ def set_up(request: TrainRequest) -> Parts:
 
 
 def check_schema(config: RunConfig) -> None:
-    """The data must be of a kind that the trainer learns from (NATIVE takes both), the metric one that it has."""
-    if config.training.metric_for_best_model != "eval_loss":
-        raise UsageError(
-            f"training.metric_for_best_model: {config.training.metric_for_best_model} is not measured here; the native "
-            "trainers measure eval_loss"
-        )
+    """The data must be of a kind that the trainer learns from; NATIVE takes all."""
     spec = get_registry().trainers[config.training.trainer_type]
     schema = schema_of(config.data.train)
     if schema not in spec.schemas:
@@ -142,10 +137,11 @@ def load_validation(
     """The held-out split, or None where there is none."""
     training, split = config.training, config.data.validation
     if not split.datasets:
-        if training.eval_strategy != "no" or training.early_stopping_patience or training.load_best_model_at_end:
+        asking = (training.early_stopping_patience, training.load_best_model_at_end, training.keep_best)
+        if training.eval_strategy != "no" or any(asking):
             raise UsageError(
                 "training.eval_strategy: there is nothing to evaluate on; give data.validation.datasets, or set "
-                "eval_strategy: no (and neither early_stopping_patience nor load_best_model_at_end)"
+                "eval_strategy: no (and none of early_stopping_patience, load_best_model_at_end and keep_best)"
             )
         return None
     return load_indexed(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,20 +18,16 @@ from peft import PeftModel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from graftwork.errors import RunError
+from graftwork.files import complete_folder
 from graftwork.registry import get_registry
+from graftwork.runs.checkpoints import damage
 from graftwork.runs.run import read_lines
 from graftwork.training import TrainRequest, TrainResult
-from graftwork_native.checkpoint import (
-    TrainerState,
-    load_state,
-    remove_old,
-    restore,
-    save_checkpoint,
-    save_model,
-    whole_folder,
-)
+from graftwork_native import nonfinite
+from graftwork_native.checkpoint import TrainerState, load_state, restore, save_checkpoint, save_model, written
 from graftwork_native.evaluation import complete, evaluate
-from graftwork_native.interrupt import Interrupt
+from graftwork_native.interrupt import Interrupt, Left
+from graftwork_native.kept import chosen_metric, is_gain, metric_name, ranked, remove_old, without_lost
 from graftwork_native.memory import keep_freed_memory, peak_memory_bytes
 from graftwork_native.model import load_model
 from graftwork_native.params import NativeParams
@@ -47,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 CLIP_EPSILON = 1e-6
 """What PyTorch adds to the norm before it divides by it."""
+LAST_SAMPLES = "after training"
 
 
 def build(request: TrainRequest) -> NativeTrainer:
@@ -62,25 +61,27 @@ class NativeTrainer:
         self.run = request.run
         self.training = request.config.training
         self.state = TrainerState()
+        self.interrupt = Interrupt()
         self.last: dict[str, float] = {}
+        self.evaluation: dict[str, float] | None = None
         self._saved_step: int | None = None
 
     def train(self) -> TrainResult:
-        """Runs to the last step, to an early stop, or to Ctrl-C."""
+        """Runs to the last step, to an early stop, or to Ctrl-C or SIGTERM."""
         keep_freed_memory()
         self.parts = set_up(self.request)
         self._go_on_from(self.request.resume_from)
+        self._require_metric()
         self.run.update(**self.parts.facts)
-        self.run.start(self.state.step)
+        self.run.start(self.state.step, evaluated=self.state.evaluated)
         self.last = last_metrics(self.run)
-        with Interrupt() as interrupt:
-            if self.state.step == 0:
-                self._evaluate()
-                self._sample("before training")
-            self._loop(interrupt)
-            if interrupt.asked and self.state.step < self.parts.total_steps:
-                return self._stop()
-        return self._end()
+        with self.interrupt.listening():
+            with suppress(Left):
+                self._begin()
+                self._loop()
+            if self.interrupt.asked and (self.state.step < self.parts.total_steps or not self.state.evaluated):
+                return self._stop(self.interrupt.asked)
+            return self._end()
 
     def _go_on_from(self, checkpoint: Path | None) -> None:
         if checkpoint is None:
@@ -89,55 +90,95 @@ class NativeTrainer:
             torch.manual_seed(self.training.seed)
             return
         self.state = load_state(checkpoint)
-        self._forget_a_best_that_is_gone()
+        if checkpoint.resolve() == self._checkpoint(self.state.step).resolve():
+            self._saved_step = self.state.step
+        if self._keeps_best():
+            self.state.best = without_lost(self.run, self.state.best)
         self.parts.loader.load_state_dict(self.state.loader)
         restore(checkpoint, self.parts.optimizer)
         logger.info("resumed from %s: step %d of %d", checkpoint, self.state.step, self.parts.total_steps)
 
-    def _forget_a_best_that_is_gone(self) -> None:
-        """A run that goes on from another folder's checkpoint has none of the earlier ones."""
-        state = self.state
-        if self.training.load_best_model_at_end and state.best_step and not self._checkpoint(state.best_step).is_dir():
-            logger.warning(
-                "the best weights so far (step %d) are not in %s; the best from here on is kept",
-                state.best_step,
-                self.run.folder,
-            )
-            state.best_metric = state.best_step = None
+    def _require_metric(self) -> None:
+        """The metric that ranks evaluations is looked for in one row, before the run folder is a run."""
+        if self.parts.validation is not None and metric_name(self.training) != "eval_loss":
+            rows = islice(self.parts.validation.rows(), 1)
+            chosen_metric(self.training, evaluate(self.parts.forward.model, self.parts.objective, rows))
+
+    def _keeps_best(self) -> bool:
+        return self.training.load_best_model_at_end or self.training.keep_best is not None
 
     def _checkpoint(self, step: int) -> Path:
         return self.run.folder / "checkpoints" / f"step-{step}"
 
-    def _loop(self, interrupt: Interrupt) -> None:
+    def _begin(self) -> None:
+        """What comes before the first step, or what was broken off after the last one."""
+        if self.state.step == 0:
+            self._evaluate()
+            self._sample("before training")
+        elif not self.state.evaluated:
+            self._saved_step = None
+            self._after_step()
+
+    def _loop(self) -> None:
         steps: Iterator[list[Row]] = self.parts.loader.steps()
-        while self.state.step < self.parts.total_steps and not interrupt.asked and not self._has_stalled():
-            epoch = self.parts.loader.epoch
+        while self.state.step < self.parts.total_steps and not self.interrupt.asked and not self._has_stalled():
             begin = time.perf_counter()
             rows = next(steps)
             metrics = self._step(rows)
-            new_epoch = self.parts.loader.epoch > epoch
-            self._log(rows, metrics, time.perf_counter() - begin, new_epoch=new_epoch)
-            self._after_step(new_epoch=new_epoch)
+            if metrics is not None:
+                self._log(rows, metrics, time.perf_counter() - begin)
+                self._after_step()
 
-    def _step(self, rows: list[Row]) -> dict[str, float]:
-        """One optimizer step over all its rows."""
+    def _step(self, rows: list[Row]) -> dict[str, float] | None:
+        """One optimizer step over all its rows; None where their loss is no number and they are left out."""
         rate = learning_rate(self.training, self.state.step, self.parts.total_steps)
-        objective = self.parts.objective
+        objective, optimizer = self.parts.objective, self.parts.optimizer
         scale = 1.0 / max(1, sum(objective.weight(row) for row in rows))
-        loss = 0.0
+        losses = []
         for row in rows:
             part = objective.loss(row, scale)
             part.backward()
-            loss += float(part.detach())
+            losses.append(float(part.detach()))
         norm = self._clip()
-        self._require_finite(loss, norm)
-        for group in self.parts.optimizer.param_groups:
-            group["lr"] = rate
-        self.parts.optimizer.step()
-        self.parts.optimizer.zero_grad(set_to_none=True)
-        self.state.step += 1
         further = {name: total * scale for name, total in objective.sums().items()}
-        return {"loss": loss, **further, "learning_rate": rate, "grad_norm": norm}
+        if not (math.isfinite(sum(losses)) and math.isfinite(norm)):
+            self._leave_out(rows, losses, norm)
+            return None
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.state.step += 1
+        self.state.skipped_in_a_row = 0
+        return {"loss": sum(losses), **further, "learning_rate": rate, "grad_norm": norm}
+
+    def _leave_out(self, rows: list[Row], losses: list[float], norm: float) -> None:
+        """Takes no step: weights, optimizer and schedule stay as they are. Raises :class:`RunError` where the run is
+        to stop, or where leaving out does not help.
+        """
+        self.parts.optimizer.zero_grad(set_to_none=True)
+        step, state = self.state.step + 1, self.state
+        said = nonfinite.explain(step, losses, norm, rows, self.parts.objective, self.parts.forward.model)
+        if self.training.nonfinite_loss == "stop":
+            raise RunError(
+                f"{said}\nThe weights were left as they were before it{self._last_saved()}. Mend those rows, or leave "
+                "such batches out (--resume training.nonfinite_loss=skip). Where the rows are good: lower "
+                "training.learning_rate, lengthen the warm-up, or set max_grad_norm, in a new run"
+            )
+        state.skipped += 1
+        state.skipped_in_a_row += 1
+        if state.skipped_in_a_row == nonfinite.MOST_IN_A_ROW:
+            raise RunError(
+                f"{said}\n{state.skipped_in_a_row} batches in a row had no finite loss, so it is not the rows"
+                f"{self._last_saved()}. Lower training.learning_rate, lengthen the warm-up, or set max_grad_norm, in a "
+                "new run"
+            )
+        logger.warning("%s. The batch is left out (%d so far)", said, state.skipped)
+
+    def _last_saved(self) -> str:
+        """The checkpoint that is there, as the end of a sentence."""
+        saved = self.run.checkpoints
+        return f"; the last checkpoint is {saved[-1]}" if saved else "; there is no checkpoint yet"
 
     def _clip(self) -> float:
         """The norm of the whole gradient, which is scaled down to ``max_grad_norm`` where it is larger.
@@ -151,26 +192,25 @@ class NativeTrainer:
             clip_grads_with_norm_(trained, limit, norm)
         return float(norm)
 
-    def _require_finite(self, loss: float, norm: float) -> None:
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise RunError(
-                f"step {self.state.step + 1}: loss {loss}, gradient norm {norm}: the weights were left as they were "
-                "before it. Lower training.learning_rate, lengthen the warm-up, or set max_grad_norm, in a new run"
-            )
+    def _new_epoch(self) -> bool:
+        """Whether a pass over the data ended with this step."""
+        return self.parts.loader.epoch > self.state.epoch
 
-    def _is_logged(self, *, new_epoch: bool) -> bool:
+    def _is_logged(self) -> bool:
         training, step = self.training, self.state.step
         if step == self.parts.total_steps or (step == 1 and training.logging_first_step):
             return True
         if training.logging_strategy == "steps":
             return step % training.logging_steps == 0
-        return training.logging_strategy == "epoch" and new_epoch
+        return training.logging_strategy == "epoch" and self._new_epoch()
 
-    def _log(self, rows: list[Row], metrics: dict[str, float], seconds: float, *, new_epoch: bool) -> None:
+    def _log(self, rows: list[Row], metrics: dict[str, float], seconds: float) -> None:
         tokens = sum(row.num_tokens for row in rows)
         self.state.tokens += tokens
+        if self.state.skipped:
+            metrics["skipped_batches"] = self.state.skipped
         self.last |= metrics
-        if not self._is_logged(new_epoch=new_epoch):
+        if not self._is_logged():
             return
         self.run.log(
             self.state.step,
@@ -184,47 +224,52 @@ class NativeTrainer:
             },
         )
 
-    def _after_step(self, *, new_epoch: bool) -> None:
-        training, step = self.training, self.state.step
-        last = step == self.parts.total_steps
-        strategy = training.eval_strategy
-        best_before = self.state.best_step
+    def _after_step(self) -> None:
+        """Evaluation and samples, where they are due, then a checkpoint. Left and done later where a signal comes."""
+        training, state = self.training, self.state
+        step, new_epoch = state.step, self._new_epoch()
+        strategy, last = training.eval_strategy, step == self.parts.total_steps
+        self.evaluation, state.evaluated = None, False
         if last or (strategy == "steps" and step % training.eval_steps == 0) or (strategy == "epoch" and new_epoch):
             self._evaluate()
         if step == self.parts.total_steps // 2:
             self._sample("half-way")
-        wanted = training.load_best_model_at_end and self.state.best_step != best_before
+        state.evaluated, state.epoch = True, self.parts.loader.epoch
+        wanted = self._keeps_best() and any(step == best for best, _ in state.best)
         if wanted or (training.save_steps and step % training.save_steps == 0) or (training.save_epoch and new_epoch):
             self._save()
 
     def _evaluate(self) -> None:
-        if self.parts.validation is None:
+        parts = self.parts
+        if parts.validation is None:
             return
-        metrics = evaluate(self.parts.forward.model, self.parts.objective, self.parts.validation.rows())
+        metrics = evaluate(parts.forward.model, parts.objective, self.interrupt.until_asked(parts.validation.rows()))
+        self.evaluation = metrics
         self.last |= metrics
         self.run.log(self.state.step, metrics)
         if self.state.step:
-            self._compare(metrics[self.training.metric_for_best_model])
+            self._compare(chosen_metric(self.training, metrics))
 
     def _compare(self, metric: float) -> None:
-        """Keeps count of the best evaluation. An equal one is no gain, and neither is one that is no number."""
-        state, best = self.state, self.state.best_metric
-        if metric < (math.inf if best is None else best - self.training.early_stopping_threshold):
-            state.best_metric, state.best_step, state.evaluations_without_gain = metric, state.step, 0
-        else:
-            state.evaluations_without_gain += 1
+        """Keeps count of the best evaluations. An equal one is no gain, and neither is one that is no number."""
+        state = self.state
+        gained = is_gain(self.training, state.best, metric)
+        state.evaluations_without_gain = 0 if gained else state.evaluations_without_gain + 1
+        state.best = ranked(self.training, state.best, state.step, metric)
 
     def _has_stalled(self) -> bool:
         patience = self.training.early_stopping_patience
         if patience is None or self.state.evaluations_without_gain < patience:
             return False
-        logger.info("early stop: no gain in eval_loss since step %s", self.state.best_step)
+        name, best = metric_name(self.training), self.state.best[0][0] if self.state.best else 0
+        logger.info("early stop: %d evaluations without gain in %s; the best was at step %d", patience, name, best)
         return True
 
     def _sample(self, stage: str) -> None:
         parts, params = self.parts, self.request.params
         assert isinstance(params, NativeParams)
-        texts = complete(parts.forward, parts.tokenizer, parts.prompts, parts.stop_ids, params.sample_max_new_tokens)
+        prompts = parts.prompts if stage == LAST_SAMPLES else self.interrupt.until_asked(parts.prompts)
+        texts = complete(parts.forward, parts.tokenizer, prompts, parts.stop_ids, params.sample_max_new_tokens)
         samples = [
             {"prompt": prompt.text, "completion": text, "reference": prompt.reference}
             for prompt, text in zip(parts.prompts, texts, strict=True)
@@ -232,57 +277,92 @@ class NativeTrainer:
         self.run.log_samples(self.state.step, stage, samples)
 
     def _save(self) -> Path:
-        self.state.loader = self.parts.loader.state_dict()
-        parts = self.parts
-        path = self._checkpoint(self.state.step)
-        if self._saved_step == self.state.step:
+        parts, state = self.parts, self.state
+        path = self._checkpoint(state.step)
+        if self._saved_step == state.step:
             return path
+        self._require_good_weights()
+        state.loader = parts.loader.state_dict()
         self.run.flush()
-        save_checkpoint(path, self.state, parts.model, parts.tokenizer, parts.optimizer)
-        self._saved_step = self.state.step
-        remove_old(self.run, self.state)
-        get_registry().events.checkpoint_saved(self.run, self.state.step, path)
+        save_checkpoint(self.run, state, self.evaluation, parts.model, parts.tokenizer, parts.optimizer)
+        self._saved_step = state.step
+        remove_old(self.run, state.best)
+        get_registry().events.checkpoint_saved(self.run, state.step, path)
         return path
 
-    def _stop(self) -> TrainResult:
-        path = self._save()
-        logger.warning("stopped at step %d; saved %s; go on with --resume", self.state.step, path)
-        return self._result(None, interrupted=True)
+    def _require_good_weights(self) -> None:
+        """What a step with far too high a rate leaves must not take the place of what was good."""
+        if weight := nonfinite.broken_weight(self.parts.model):
+            raise RunError(
+                f"after step {self.state.step} {weight} is not finite any more: it is not saved{self._last_saved()}. "
+                "Lower training.learning_rate, lengthen the warm-up, or set max_grad_norm, in a new run"
+            )
+
+    def _stop(self, number: int) -> TrainResult:
+        if self.state.step:
+            logger.warning("stopped at step %d; saved %s; go on with --resume", self.state.step, self._save())
+        else:
+            logger.warning("stopped before the first step; begin again with --resume")
+        return self._result(None, interrupted_by=number)
 
     def _end(self) -> TrainResult:
-        self._sample("after training")
-        return self._result(self._save_final() if self.training.save_final_model else None)
+        """The last checkpoint, from which the run can be made longer, and the model that was trained."""
+        self._sample(LAST_SAMPLES)
+        error: RunError | None = None
+        try:
+            if self.training.save_steps or self.training.save_epoch:
+                self._save()
+        except RunError as caught:
+            error = caught  # what was trained is worth more than the way to go on from it
+        path = self._save_final() if self.training.save_final_model else None
+        if error is not None:
+            raise error
+        return self._result(path)
 
     def _save_final(self) -> Path:
         """``final/``: the last weights, or the best ones, in the type that the model was loaded in."""
         path = self.run.folder / "final"
+        self.run.require_folder()
+        self._require_good_weights()
         model = self._final_model()
-        with whole_folder(path) as folder:
+        with written(path), complete_folder(path) as folder:
             save_model(folder, model, self.parts.tokenizer)
-            if isinstance(model, PeftModel) and self.request.config.peft.peft_save_mode == "adapter_and_base_model":
+            if isinstance(model, PeftModel) and self.request.config.peft.save_mode == "full":
                 save_model(folder, model.unload(), self.parts.tokenizer)
         return path
 
     def _final_model(self) -> Any:
         state, model = self.state, self.parts.model
-        if self.training.load_best_model_at_end and state.best_step not in (None, state.step):
-            logger.info("final/ gets the weights of step %d, eval_loss %.4f", state.best_step, state.best_metric)
+        best = self._best_to_load() if self.training.load_best_model_at_end else None
+        if best is not None:
+            step, metric = best
+            logger.info("final/ gets the weights of step %d, %s %.4f", step, metric_name(self.training), metric)
             # A base with fresh weights lies in no checkpoint: it is drawn again, as at the start
             torch.manual_seed(self.training.seed)
-            model, _ = load_model(self.request.config, self._checkpoint(state.best_step))
+            model, _ = load_model(self.request.config, self._checkpoint(step))
         if not isinstance(model, PeftModel):
             return model.to(getattr(torch, state.model_dtype))
-        if self.request.config.peft.peft_save_mode == "merged":
+        if self.request.config.peft.save_mode == "merged":
             return model.merge_and_unload()
         return model
 
-    def _result(self, path: Path | None, *, interrupted: bool = False) -> TrainResult:
+    def _best_to_load(self) -> tuple[int, float] | None:
+        """The best evaluation whose checkpoint is whole; None where the model at hand is the best, or none is whole."""
+        for step, metric in self.state.best:
+            if step == self.state.step:
+                return None
+            if (reason := damage(self._checkpoint(step))) is None:
+                return step, metric
+            logger.warning("%s is damaged: %s. final/ does not get its weights", self._checkpoint(step), reason)
+        return None
+
+    def _result(self, path: Path | None, *, interrupted_by: int | None = None) -> TrainResult:
         return TrainResult(
             output_dir=self.run.folder,
             model_path=path,
             step=self.state.step,
             metrics={**self.last, "total_tokens": self.state.tokens},
-            interrupted=interrupted,
+            interrupted_by=interrupted_by,
         )
 
 

@@ -1,0 +1,55 @@
+"""SIGTERM as Ctrl-C is: an exception on whose way files are closed and half-written folders go."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the process to end; ``number`` says which, and ``128 + number`` is the exit code."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def exit_code(error: KeyboardInterrupt) -> int:
+    """What a shell says of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
+
+
+@contextmanager
+def handled(numbers: Iterable[int], handle: Callable[[int], None]) -> Iterator[None]:
+    """Within the block ``handle`` is called with the number of a signal; afterwards all is as before.
+
+    Only for this process: a child that it forks (a data worker) ends at once, as it would have without. And only in
+    the main thread: Python takes signals nowhere else.
+    """
+    owner = os.getpid()
+
+    def call(number: int, _frame: Any) -> None:
+        if os.getpid() == owner:
+            handle(number)
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, call) for number in numbers} if main else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop(number: int) -> None:
+    """Raises :class:`Stopped`."""
+    raise Stopped(number)

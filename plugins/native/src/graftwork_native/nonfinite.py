@@ -1,0 +1,100 @@
+"""A loss or a gradient that is no number: which rows it comes from, and what is left to do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from graftwork_native.forward import evaluating
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from graftwork.data.batch import Row
+    from graftwork_native.objective import Objective
+
+MOST_IN_A_ROW = 10
+"""So many batches are skipped one after the other, and no more. Bad rows are rare: where one batch in ten has one, ten
+in a row come about once in 10^10 steps. A step that broke the weights, on the other hand, makes every batch bad."""
+
+NAMED = 20
+"""Rows that a message names."""
+
+
+def explain(
+    step: int, losses: Sequence[float], norm: float, rows: Sequence[Row], objective: Objective, model: nn.Module
+) -> str:
+    """What happened in a step and where: the rows whose own loss is no number, and all rows of the step."""
+    said = f"step {step}: the loss is {sum(losses)}, the norm of its gradient {norm}"
+    every = list(dict.fromkeys(where for row in rows for where in row.wheres))
+    culprits = list(dict.fromkeys(find_culprits(losses, rows, objective, model)))
+    if weight := broken_weight(model):
+        said += f"; {weight} is not finite any more, so an earlier step broke the weights"
+    elif len(culprits) == len(every) > 1:
+        said += "; so it is in every row, and the steps before are to blame rather than the data"
+    elif culprits:
+        said += f"; it comes from {listed(culprits)}"
+    return f"{said}. The rows of the step: {listed(every)}"
+
+
+def find_culprits(losses: Sequence[float], rows: Sequence[Row], objective: Objective, model: nn.Module) -> list[str]:
+    """The places of the samples to blame; none where every loss is a number and only the gradient is not."""
+    with evaluating(model):
+        found = [where for row, loss in zip(rows, losses, strict=True) for where in broken(row, loss, objective)]
+    objective.sums()  # of these trials nobody wants to know
+    return found
+
+
+def broken(row: Row, loss: float, objective: Objective) -> tuple[str, ...]:
+    """The places of the row's samples that have no finite loss each alone; of all where no single one is to blame."""
+    if math.isfinite(loss):
+        return ()
+    found: list[str] = []
+    for single in singles(row):
+        if len(single.labels) and not math.isfinite(float(objective.loss(single, 1.0))):
+            found += single.wheres
+    return tuple(found) or row.wheres
+
+
+def singles(row: Row) -> list[Row]:
+    """Each segment of a row as a row of its own."""
+    found, start = [], 0
+    for number, length in enumerate(row.segment_lengths):
+        end = start + length
+        within = (row.label_positions >= start) & (row.label_positions < end)
+        found.append(
+            replace(
+                row,
+                input_ids=row.input_ids[:, start:end],
+                position_ids=row.position_ids[:, start:end],
+                segment_lengths=(length,),
+                label_positions=row.label_positions[within] - start,
+                labels=row.labels[within],
+                wheres=row.wheres[number : number + 1],
+                pairs=row.pairs and row.pairs[number : number + 1],
+            )
+        )
+        start = end
+    return found
+
+
+def broken_weight(model: nn.Module) -> str | None:
+    """The first trained weight that has a NaN or an infinity in it."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            # The smallest and the largest are NaN where any value is, and no array of answers is made.
+            least, most = torch.aminmax(parameter.detach())
+            if not (math.isfinite(float(least)) and math.isfinite(float(most))):
+                return name
+    return None
+
+
+def listed(wheres: Sequence[str]) -> str:
+    """The first :data:`NAMED` places."""
+    more = f" and {len(wheres) - NAMED} more" if len(wheres) > NAMED else ""
+    return ", ".join(wheres[:NAMED]) + more
