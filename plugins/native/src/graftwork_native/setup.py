@@ -12,13 +12,16 @@ from graftwork.data.indexed import IndexedLoader
 from graftwork.data.loader import Loader, LoadRequest, describe, load_indexed, load_split, schema_of
 from graftwork.errors import UsageError
 from graftwork.registry import get_registry
+from graftwork.runs.memory import resident_bytes
 from graftwork.tokenizers import stop_token_ids
 from graftwork_native import precision
+from graftwork_native.dpo import Dpo, prepare_for_pairs
 from graftwork_native.evaluation import Prompt, prompts_of
 from graftwork_native.model import device_of, load_model
 from graftwork_native.objective import CrossEntropy, Objective
 from graftwork_native.optimizers import parameter_groups
-from graftwork_native.params import NativeParams
+from graftwork_native.params import DpoParams, NativeParams
+from graftwork_native.reference import reference_of, rows_ahead
 from graftwork_native.trial import plan_forward
 
 if TYPE_CHECKING:
@@ -65,8 +68,11 @@ def set_up(request: TrainRequest) -> Parts:
     loader = load_split(load_request(config, config.data.train, tokenizer, stop_ids))
     validation = load_validation(config, tokenizer, stop_ids)
     total_steps = count_steps(config, loader)
+    before_model = resident_bytes()
     model, loaded_dtype = load_model(config, request.resume_from)
     forward = plan_forward(model, precision.autocast_dtype(config, device_of(model)), params.layout)
+    if isinstance(params, DpoParams):
+        forward = prepare_for_pairs(forward, params)
     for split in (loader, validation):
         if isinstance(split, IndexedLoader) and forward.limits:
             forward.limits.check(split.largest_token, split.longest_sample)
@@ -76,13 +82,14 @@ def set_up(request: TrainRequest) -> Parts:
         .build(parameter_groups(model, config.training.weight_decay), config.training.learning_rate, config.training)
     )
     facts = {**facts_of(model, forward), "data_train": describe(loader), "total_steps": total_steps}
+    facts["before_model_bytes"] = 0 if forward.device.type == "cuda" else before_model
     logger.info(
         "%s; %s; %s", precision.describe(model, forward.autocast_dtype), facts["layout"], f"{total_steps:,} steps"
     )
     return Parts(
         model=model,
         forward=forward,
-        objective=CrossEntropy(forward),
+        objective=objective_of(request, forward, loader, validation, total_steps),
         tokenizer=tokenizer,
         stop_ids=stop_ids,
         loader=loader,
@@ -93,6 +100,16 @@ def set_up(request: TrainRequest) -> Parts:
         loaded_dtype=loaded_dtype,
         facts=facts,
     )
+
+
+def objective_of(
+    request: TrainRequest, forward: Forward, loader: Loader, validation: IndexedLoader | None, total_steps: int
+) -> Objective:
+    """What the trainer minimises."""
+    if not isinstance(request.params, DpoParams):
+        return CrossEntropy(forward)
+    rows = rows_ahead(loader, validation, total_steps)
+    return Dpo(forward, reference_of(request, request.params, forward, rows), request.params)
 
 
 def check_schema(config: RunConfig) -> None:
