@@ -76,6 +76,20 @@ def test_no_labels_is_no_loss() -> None:
     assert not weight.grad.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_label_without_a_chance_has_a_finite_loss(dtype: torch.dtype) -> None:
+    """Its probability is zero in float32; its loss is not infinite."""
+    hidden, weight, target = inputs(labels=5, dtype=dtype)
+    large, worst = hidden.detach() * 300, (hidden @ weight.T).argmin(dim=1)
+    exact = F.cross_entropy((large @ weight.detach().T).double(), worst, reduction="sum")
+    assert exact / len(worst) > 500
+    found = head_loss(large.requires_grad_(), weight, worst, 1.0)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=0)
+    found.backward()
+    assert large.grad is not None
+    assert large.grad.isfinite().all()
+
+
 def test_pieces_are_bounded_by_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "PIECE_BYTES", 4 * 50 * 16)
     seen = []

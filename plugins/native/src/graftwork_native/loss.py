@@ -94,9 +94,11 @@ def softmax_grad_(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     Gives the cross-entropy of each of the C labels.
     """
-    normalizer = torch.logsumexp(logits, dim=1, keepdim=True)  # [C, 1]
     rows = torch.arange(len(labels), device=labels.device)
-    loss = normalizer[:, 0] - logits[rows, labels]
-    logits.sub_(normalizer).exp_()
+    wanted, largest = logits[rows, labels], logits.amax(dim=1)
+    # One pass of PyTorch's kernel, in place, instead of five: what took a tenth of a step on a CPU.
+    torch.softmax(logits, dim=1, out=logits)
+    # The largest probability is at least 1 / V, whose logarithm is exact where that of the label's is minus infinity.
+    normalizer = largest - logits.amax(dim=1).log()  # [C]
     logits[rows, labels] -= 1.0
-    return loss
+    return normalizer - wanted
