@@ -82,7 +82,7 @@ def test_another_field_holds_the_turns() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({}, r"rows\.jsonl:7: fields none are no known row; expected one of: messages; instruction \+ output; prompt"),
+        ({}, r"rows\.jsonl:7: fields none are no known row; expected one of: messages; conversations \(ShareGPT"),
         ({"messages": "text"}, r"rows\.jsonl:7: messages: Input should be a valid list \(got 'text'\)"),
         ({"messages": []}, r"rows\.jsonl:7: no turn has the role assistant, so there is nothing to learn; remove"),
         ({"messages": [{"role": "user", "content": "Q"}]}, r"no turn has the role assistant"),

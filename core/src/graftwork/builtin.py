@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from graftwork.data.readers import OpenRequest, RowSource
     from graftwork.inference.engine import Engine, LoadedModel
     from graftwork.runs.run import Run
+    from graftwork.specs import Schema
     from graftwork.tokenizers.tokenizer import Tokenizer
 
 TEMPLATES = Path(__file__).parent / "chat" / "templates"
@@ -314,6 +315,42 @@ def _chat_params() -> type[BaseModel]:
     return ChatDatasetParams
 
 
+def _open_pairs(request: OpenRequest) -> RowSource:
+    from graftwork.data.readers import open_pairs
+
+    return open_pairs(request)
+
+
+def _open_images(request: OpenRequest) -> RowSource:
+    from graftwork.data.readers import open_images
+
+    return open_images(request)
+
+
+def _open_huggingface(request: OpenRequest) -> RowSource:
+    from graftwork.data.hub import open_huggingface
+
+    return open_huggingface(request)
+
+
+def _recognise_huggingface(request: OpenRequest) -> Schema:
+    from graftwork.data.hub import recognise
+
+    return recognise(request)
+
+
+def _file_params() -> type[BaseModel]:
+    from graftwork.data.params import FileParams
+
+    return FileParams
+
+
+def _hub_params() -> type[BaseModel]:
+    from graftwork.data.params import HubDatasetParams
+
+    return HubDatasetParams
+
+
 @hookimpl
 def graftwork_datasets() -> list[DatasetSpec]:
     return [
@@ -326,6 +363,30 @@ def graftwork_datasets() -> list[DatasetSpec]:
             params=_chat_params,
             needs_path=True,
         ),
+        DatasetSpec(
+            name="preference_pairs_jsonl",
+            aliases=("preference_pairs",),
+            schema="preference",
+            open=_open_pairs,
+            params=_file_params,
+            needs_path=True,
+        ),
+        DatasetSpec(
+            name="vl_sft_jsonl",
+            aliases=("vl_sft", "vision_language_jsonl"),
+            schema="image-chat",
+            open=_open_images,
+            params=_chat_params,
+            needs_path=True,
+        ),
+        DatasetSpec(
+            name="huggingface",
+            aliases=("hf",),
+            schema="chat",
+            open=_open_huggingface,
+            recognise=_recognise_huggingface,
+            params=_hub_params,
+        ),
     ]
 
 
@@ -335,11 +396,18 @@ def _pad(tokenizer: Any, params: Any) -> Any:
     return Padded(pad_token_id=tokenizer.pad_token_id or 0)
 
 
+def _pad_pairs(tokenizer: Any, params: Any) -> Any:
+    from graftwork.data.collators import PaddedPairs
+
+    return PaddedPairs(pad_token_id=tokenizer.pad_token_id or 0)
+
+
 @hookimpl
 def graftwork_collators() -> list[CollatorSpec]:
     return [
-        CollatorSpec(name="text_with_padding", schema="chat", build=_pad),
+        CollatorSpec(name="text_with_padding", schema="chat", other_schemas=("text",), build=_pad),
         CollatorSpec(name="text_completions_only_with_padding", schema="chat", build=_pad),
+        CollatorSpec(name="dpo_with_padding", schema="preference", build=_pad_pairs),
     ]
 
 

@@ -316,12 +316,14 @@ class QuantizerSpec:
 class DatasetSpec:
     """A reader of rows. ``open`` gives a source that can be iterated, and resumed at a position.
 
-    ``needs_path`` states that there is nothing to read without a ``dataset_path``.
+    ``needs_path`` states that there is nothing to read without a ``dataset_path``. Where ``recognise`` is given it
+    tells the schema from the options or the rows, and ``schema`` is only what it is until then.
     """
 
     name: str
     schema: Schema
     open: Callable[[OpenRequest], RowSource]
+    recognise: Callable[[OpenRequest], str] | None = None
     aliases: tuple[str, ...] = ()
     params: ParamsThunk | None = None
     needs_path: bool = False
@@ -329,10 +331,14 @@ class DatasetSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollatorSpec:
-    """A way to make a batch of samples into tensors: ``build(tokenizer, params)`` gives the function."""
+    """A way to make a batch of samples into tensors: ``build(tokenizer, params)`` gives the function.
+
+    ``other_schemas`` are what it takes besides its own schema.
+    """
 
     name: str
     schema: Schema
+    other_schemas: tuple[Schema, ...] = ()
     build: Callable[[Any, Any], Callable[[Any], Mapping[str, Any]]]
     aliases: tuple[str, ...] = ()
     params: ParamsThunk | None = None

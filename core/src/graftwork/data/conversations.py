@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -11,28 +13,185 @@ from graftwork.errors import DataError
 from graftwork.messages import Conversation, Message, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from graftwork.data.readers import Row
 
-SHAPES = "messages; instruction + output; prompt + completion (or response); question + answer"
+SHAPES = (
+    "messages; conversations (ShareGPT); instruction + output; prompt + completion (or response); question + answer"
+)
+TURNS = ("messages", "conversation", "conversations", "dialogue")
+"""Where a row has its list of turns."""
+ALPACA = (("instruction", "input", "output"), ("instruction", "context", "response"))
+PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
+
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "developer": "system",
+    "function_call": "assistant",
+    "observation": "tool",
+    "tool": "tool",
+    "function": "tool",
+}
+"""Who speaks, under ShareGPT's, LLaMA-Factory's and OpenAI's names."""
+CALL = "function_call"
+"""ShareGPT's speaker of a tool call, and the key of OpenAI's older one."""
 
 
 def to_conversation(row: Row, messages_field: str = "messages") -> Conversation:
-    """The row as a conversation. Raises :class:`DataError` with the row's place where it is none."""
-    data = row.data
-    if messages_field in data:
-        return from_messages(data[messages_field], row.where, messages_field)
-    if "instruction" in data and "output" in data:
-        return from_alpaca(data, row.where)
-    for prompt, completion in (("prompt", "completion"), ("prompt", "response"), ("question", "answer")):
-        if prompt in data and completion in data:
-            return turns(text_of(data, prompt, row.where), text_of(data, completion, row.where))
-    raise DataError(f"{row.where}: fields {', '.join(data) or 'none'} are no known row; expected one of: {SHAPES}")
+    """The row as a conversation. Raises :class:`DataError` with the row's place where it is none.
+
+    Fields that are null count as not there: a table with rows of several shapes has them.
+    """
+    data, where = row.data, row.where
+    messages = messages_of(data, where, messages_field)
+    if messages is None:
+        raise DataError(f"{where}: fields {', '.join(data) or 'none'} are no known row; expected one of: {SHAPES}")
+    conversation = Conversation(messages=messages)
+    if not conversation.filter_messages(Role.ASSISTANT):
+        raise DataError(f"{where}: no turn has the role assistant, so there is nothing to learn; remove the row")
+    return conversation
+
+
+def messages_of(data: Mapping[str, Any], where: str, messages_field: str = "messages") -> list[Message] | None:
+    """The turns of the row, with the text of its field ``system`` before them; None where its shape is unknown."""
+    messages = _messages_of(data, where, messages_field)
+    system = data.get("system")
+    if messages and system and messages[0].role is not Role.SYSTEM:
+        return [said(Role.SYSTEM, text_of(data, "system", where)), *messages]
+    return messages
+
+
+def _messages_of(data: Mapping[str, Any], where: str, messages_field: str) -> list[Message] | None:
+    for known in (given, Mapping.__contains__):
+        for field in dict.fromkeys((messages_field, *TURNS)):
+            if known(data, field):
+                return from_turns(data[field], where, field)
+        for question, context, answer in ALPACA:
+            if known(data, question) and known(data, answer):
+                return from_alpaca(data, where, question, context, answer)
+        for prompt, completion in PAIRS:
+            if known(data, prompt) and known(data, completion):
+                return [
+                    *said_by(Role.USER, data, prompt, where),
+                    *said_by(Role.ASSISTANT, data, completion, where),
+                ]
+    return None
+
+
+def given(data: Mapping[str, Any], field: str) -> bool:
+    """Whether the field is there and not null."""
+    return data.get(field) is not None
+
+
+# Shapes
+
+
+def from_turns(turns: Any, where: str, field: str) -> list[Message]:
+    """A list of turns under OpenAI's or ShareGPT's names, the JSON of one, or Oumi's object around one."""
+    turns = unpacked(turns, where, field)
+    if isinstance(turns, Mapping) and "messages" in turns:
+        turns, field = turns["messages"], f"{field}.messages"
+    if isinstance(turns, list):
+        turns = [to_turn(turn, f"{where}: {field}.{number}") for number, turn in enumerate(turns)]
+    try:
+        return Conversation.model_validate({"messages": turns}).messages
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join([field, *(str(part) for part in first["loc"][1:])])
+        raise DataError(f"{where}: {path}: {first['msg']} (got {first['input']!r:.60})") from None
+
+
+def from_alpaca(data: Mapping[str, Any], where: str, question: str, context: str, answer: str) -> list[Message]:
+    """Alpaca's shape, and Dolly's; the input follows the instruction after an empty line."""
+    asked = text_of(data, question, where)
+    if data.get(context):
+        asked = f"{asked}\n\n{text_of(data, context, where)}"
+    return [
+        *earlier(data.get("history"), where),
+        said(Role.USER, asked),
+        said(Role.ASSISTANT, text_of(data, answer, where)),
+    ]
+
+
+def earlier(history: Any, where: str) -> list[Message]:
+    """LLaMA-Factory's ``history``: a list of questions with their answers."""
+    messages: list[Message] = []
+    pairs = history or []
+    if not isinstance(pairs, list):
+        raise DataError(f"{where}: history is {history!r:.60}, not a list of [question, answer]")
+    for number, pair in enumerate(pairs):
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise DataError(f"{where}: history.{number} is {pair!r:.60}, not [question, answer]")
+        messages += [said(Role.USER, pair[0]), said(Role.ASSISTANT, pair[1])]
+    return messages
+
+
+def said_by(role: Role, data: Mapping[str, Any], field: str, where: str) -> list[Message]:
+    """A text said by ``role``; a list of turns is what TRL's conversational sets have in its place."""
+    if isinstance(data[field], list):
+        return from_turns(data[field], where, field)
+    return [said(role, text_of(data, field, where))]
+
+
+def to_turn(turn: Any, where: str) -> Any:
+    """A turn under OpenAI's names, without the keys that are null; what is no turn is left for the validation."""
+    if not isinstance(turn, Mapping):
+        return turn
+    turn = {key: value for key, value in turn.items() if value is not None or key == "content"}
+    if "from" in turn and "value" in turn:
+        turn = {**{key: value for key, value in turn.items() if key not in ("from", "value")}, **shared(turn, where)}
+    if isinstance(role := turn.get("role"), str) and role != CALL:
+        turn["role"] = ROLES.get(role, role)
+    if isinstance(turn.get(CALL), Mapping):
+        turn["tool_calls"] = [turn.pop(CALL)]
+    if isinstance(calls := turn.get("tool_calls"), list):
+        turn["tool_calls"] = [to_call(call) for call in calls]
+    return turn
+
+
+def shared(turn: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """ShareGPT's ``from`` and ``value``; a ``function_call`` has the JSON of a call, or of a list of calls."""
+    speaker, value = turn["from"], turn["value"]
+    if not isinstance(speaker, str) or speaker not in ROLES:
+        raise DataError(f"{where}.from: {speaker!r:.60} is nobody known; expected one of: {', '.join(ROLES)}")
+    if speaker != CALL:
+        return {"role": ROLES[speaker], "content": value}
+    calls = value
+    if isinstance(value, str):
+        try:
+            calls = json.loads(value)
+        except json.JSONDecodeError:
+            raise DataError(f"{where}.value: a function_call that is not JSON: {value!r:.60}") from None
+    calls = calls if isinstance(calls, list) else [calls]
+    if not calls or not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls):
+        raise DataError(f"{where}.value: a function_call has a name and arguments; got {value!r:.60}")
+    return {"role": "assistant", "content": None, "tool_calls": calls}
+
+
+def to_call(call: Any) -> Any:
+    """A call as OpenAI has it, its arguments as an object: a template would write a text of JSON as JSON once more."""
+    if not isinstance(call, Mapping):
+        return call
+    call = dict(call) if "function" in call else {"type": "function", "function": dict(call)}
+    function = call["function"]
+    if isinstance(function, Mapping) and isinstance(text := function.get("arguments"), str):
+        try:
+            arguments = json.loads(text)
+        except json.JSONDecodeError:
+            return call
+        if isinstance(arguments, dict):
+            call["function"] = {**function, "arguments": arguments}
+    return call
 
 
 def tools_of(row: Row) -> list[dict[str, Any]] | None:
-    """The tools that the row's conversation may call: a list in the field ``tools``, or the JSON of one."""
+    """The tools that the row's conversation may call: a list in the field ``tools``, or the JSON of one.
+
+    One that is described by itself is put under ``function``, where templates look for it.
+    """
     tools = row.data.get("tools")
     if isinstance(tools, str) and tools.strip():
         try:
@@ -43,29 +202,24 @@ def tools_of(row: Row) -> list[dict[str, Any]] | None:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise DataError(f"{row.where}: tools is no list of objects but {tools!r:.60}")
-    return tools
+    return [to_tool(tool) for tool in tools]
 
 
-def from_messages(messages: Any, where: str, field: str) -> Conversation:
-    """OpenAI's and Oumi's shape: a list of ``{"role": ..., "content": ...}``."""
+def to_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """A bare description (``name``, ``parameters``) as OpenAI's ``{"type": "function", "function": ...}``."""
+    if "function" not in tool and "name" in tool and "parameters" in tool:
+        return {"type": "function", "function": tool}
+    return tool
+
+
+def unpacked(value: Any, where: str, field: str) -> Any:
+    """A list or an object; a text that begins like one is read as JSON, which is all that a CSV file can hold."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
     try:
-        conversation = Conversation.model_validate({"messages": messages})
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join([field, *(str(part) for part in first["loc"][1:])])
-        value = repr(first["input"])[:60]
-        raise DataError(f"{where}: {path}: {first['msg']} (got {value})") from None
-    if not conversation.filter_messages(Role.ASSISTANT):
-        raise DataError(f"{where}: no turn has the role assistant, so there is nothing to learn; remove the row")
-    return conversation
-
-
-def from_alpaca(data: Mapping[str, Any], where: str) -> Conversation:
-    """Alpaca's shape; ``input`` follows the instruction after an empty line, as in LLaMA-Factory's reader."""
-    question = text_of(data, "instruction", where)
-    if data.get("input"):
-        question = f"{question}\n\n{text_of(data, 'input', where)}"
-    return turns(question, text_of(data, "output", where))
+        return json.loads(value)
+    except json.JSONDecodeError:
+        raise DataError(f"{where}: {field} is a text that is not JSON: {value!r:.60}") from None
 
 
 def text_of(data: Mapping[str, Any], field: str, where: str) -> str:
@@ -76,8 +230,36 @@ def text_of(data: Mapping[str, Any], field: str, where: str) -> str:
     return value
 
 
-def turns(question: str, answer: str) -> Conversation:
-    """One question, one answer."""
-    return Conversation(
-        messages=[Message(role=Role.USER, content=question), Message(role=Role.ASSISTANT, content=answer)]
-    )
+def said(role: Role, text: str) -> Message:
+    """One turn."""
+    return Message(role=role, content=text)
+
+
+# Answers with a verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """An answer and whether it is wanted, as KTO learns from: messages before it, its own, and the verdict."""
+
+    prompt: tuple[Message, ...]
+    completion: tuple[Message, ...]
+    label: bool
+    tools: list[dict[str, Any]] | None = None
+
+
+def to_labelled(row: Row) -> Labelled:
+    """A row with a ``label``: the last turn of its conversation is the answer that the label judges.
+
+    Raises :class:`DataError` with the row's place where there is no label, no answer, or nothing before it.
+    """
+    label = row.data.get("label")
+    if label not in (True, False):
+        raise DataError(f"{row.where}: label is {label!r:.60}, not true or false")
+    messages = to_conversation(row).messages
+    if messages[-1].role is not Role.ASSISTANT or len(messages) < 2:
+        raise DataError(
+            f"{row.where}: the label judges the last turn, which must be the assistant's answer to something; "
+            f"its roles are {', '.join(message.role for message in messages)}"
+        )
+    return Labelled(tuple(messages[:-1]), tuple(messages[-1:]), bool(label), tools_of(row))

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from graftwork.chat.fit import require_stops
 from graftwork.data.blocks import Packer, Packing
 from graftwork.data.indexed import IndexedLoader, read_samples
+from graftwork.data.names import look_up
+from graftwork.data.preference import pair_encoder
 from graftwork.data.readers import OpenRequest, RowSource
 from graftwork.data.samples import Encode, chat_encoder, fit, text_encoder
 from graftwork.data.streaming import Mixture, ShuffledRows, StreamedLoader
 from graftwork.errors import DataError
-from graftwork.registry import get_registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,8 +49,8 @@ class LoadRequest:
 
 
 def schema_of(split: DatasetSplitParams) -> str:
-    """``text`` or ``chat``: what the split's datasets hold, which must be one thing."""
-    schemas = {params.dataset_name: get_registry().datasets[params.dataset_name].schema for params in split.datasets}
+    """``text``, ``chat`` or ``preference``: what the split's datasets hold, which must be one thing."""
+    schemas = {params.dataset_name: look_up(params)[0].schema for params in split.datasets}
     if len(set(schemas.values())) > 1:
         listed = ", ".join(f"{name} ({schema})" for name, schema in schemas.items())
         raise DataError(f"a split mixes schemas: {listed}; train on them one after the other")
@@ -107,12 +108,6 @@ def fitted(encode: Encode, schema: str, request: LoadRequest) -> Callable[[Row],
     return lambda row: fit(encode(row), request.max_length, request.split.over_long)
 
 
-def look_up(params: DatasetParams) -> tuple[DatasetSpec, BaseModel | None]:
-    """The dataset's record and its option block, validated."""
-    spec = get_registry().datasets[params.dataset_name]
-    return spec, spec.params().model_validate(params.dataset_kwargs) if spec.params else None
-
-
 def open_source(params: DatasetParams, spec: DatasetSpec, options: BaseModel | None) -> RowSource:
     """The dataset's rows."""
     return spec.open(OpenRequest(dataset=params, params=options))
@@ -129,6 +124,15 @@ def encoder_for(spec: DatasetSpec, options: BaseModel | None, request: LoadReque
             request.tokenizer,
             request.split,
             messages_field,
+            request.stop_ids,
+            request.template_variables,
+            request.special_tokens_in_content,
+        )
+    if spec.schema == "preference":
+        require_stops(request.tokenizer, request.stop_ids, request.template_variables)
+        return pair_encoder(
+            request.tokenizer,
+            request.split,
             request.stop_ids,
             request.template_variables,
             request.special_tokens_in_content,
@@ -151,12 +155,16 @@ def seed_of(request: LoadRequest) -> int:
 
 
 def fingerprint(split: DatasetSplitParams) -> dict[str, str]:
-    """Each file's SHA-256 by path: what a resumed run compares. Of a streamed file, its size and its ends."""
+    """Each file's SHA-256 by path: what a resumed run compares. Of a streamed file, its size and its ends; of one on
+    the Hub, the commit.
+    """
     files: dict[str, str] = {}
     for params in split.datasets:
         spec, options = look_up(params)
         streamed = params.stream if params.stream is not None else split.stream
-        for path in open_source(params, spec, options).files:
+        source = open_source(params, spec, options)
+        files |= getattr(source, "revisions", {})
+        for path in source.files:
             files[str(path)] = hash_ends(path) if streamed else hashlib.sha256(path.read_bytes()).hexdigest()
     return files
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
 from pydantic import Field
 
 from graftwork.config.base import Params
@@ -28,3 +31,20 @@ class ChatDatasetParams(FileParams):
     """Options of the reader ``text_sft``."""
 
     messages_field: str = Field("messages", min_length=1, description="The key of a JSON row that holds the turns.")
+
+
+class HubDatasetParams(FileParams):
+    """Options of the reader of Hugging Face datasets, on disk or on the Hub."""
+
+    ALIASES: ClassVar[Mapping[str, str]] = {"schema": "rows_are"}
+
+    rows_are: Literal["text", "chat", "preference", "image-chat"] | None = Field(
+        None, description="What the rows are; default: told from their fields."
+    )
+    text_field: str = Field("text", min_length=1, description="The key of a row that holds its text.")
+    messages_field: str = Field("messages", min_length=1, description="The key of a row that holds its turns.")
+    separator: str | None = Field(
+        None,
+        description='The line that stands between the documents of a text file ("": an empty one); default: '
+        "each line is one.",
+    )
