@@ -79,7 +79,7 @@ def test_no_labels_is_no_loss() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_label_without_a_chance_has_a_finite_loss(dtype: torch.dtype) -> None:
     """Its probability is zero in float32; its loss is not infinite."""
-    hidden, weight, target = inputs(labels=5, dtype=dtype)
+    hidden, weight, _ = inputs(labels=5, dtype=dtype)
     large, worst = hidden.detach() * 300, (hidden @ weight.T).argmin(dim=1)
     exact = F.cross_entropy((large @ weight.detach().T).double(), worst, reduction="sum")
     assert exact / len(worst) > 500
