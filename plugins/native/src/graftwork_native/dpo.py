@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+from graftwork_native.trial import with_shared_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,6 +138,22 @@ def pair_losses(ratios: torch.Tensor, labels: torch.Tensor, params: DpoParams) -
         of = ratios / labels if params.length_normalized or name in PER_LABEL else ratios
         total = total + weight * LOSSES[name](Ratios(of[:, 0], of[:, 1], params))
     return total
+
+
+def prepare_for_pairs(forward: Forward, params: DpoParams) -> Forward:
+    """The forward for pairs: with shared prompts where they are proved, and without dropout where that is asked for."""
+    if params.disable_dropout:
+        without_dropout(forward.model)
+    return with_shared_prompts(forward)
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Sets every dropout of the model to zero, modules' and attention's."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.__dict__["attention_dropout"] = 0.0
 
 
 @dataclass(slots=True)

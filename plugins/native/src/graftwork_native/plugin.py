@@ -19,6 +19,12 @@ def _params() -> type[BaseModel]:
     return NativeParams
 
 
+def _dpo_params() -> type[BaseModel]:
+    from graftwork_native.params import DpoParams
+
+    return DpoParams
+
+
 def _build(request: TrainRequest) -> Trainer:
     from graftwork_native.trainer import build
 
@@ -31,6 +37,7 @@ def graftwork_trainers() -> list[TrainerSpec]:
         TrainerSpec(name="NATIVE", aliases=("OUMI",), schemas=("text", "chat"), build=_build, params=_params),
         TrainerSpec(name="NATIVE_PRETRAIN", schemas=("text",), build=_build, params=_params),
         TrainerSpec(name="NATIVE_SFT", schemas=("chat",), build=_build, params=_params),
+        TrainerSpec(name="NATIVE_DPO", aliases=("DPO",), schemas=("preference",), build=_build, params=_dpo_params),
     ]
 
 
