@@ -71,11 +71,11 @@ def load_adapter(model: PreTrainedModel, path: Path | str, trainable: bool = Fal
     return adapted
 
 
-def save_adapter(folder: Path, adapted: Any) -> None:
+def save_adapter(folder: Path | str, adapted: Any) -> None:
     """Writes an adapter as PEFT does, with a record of its base; never a copy of embeddings that are not trained."""
-    with no_progress_bar(), explained("the adapter", "cannot be saved"):
+    with no_progress_bar():
         adapted.save_pretrained(folder, save_embedding_layers=False)
-    write_record(folder, adapted)
+    write_record(Path(folder), adapted)
 
 
 def lora_config(model: PreTrainedModel, peft: PeftParams, *, family: str | None = None) -> LoraConfig:

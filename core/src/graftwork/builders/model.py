@@ -121,9 +121,10 @@ def build_of_config(
     return model
 
 
-def load_as_stored(name: str) -> PreTrainedModel:
+def load_as_stored(name: str | ModelParams) -> PreTrainedModel:
     """A checkpoint on the CPU in the precision that it is in, also float16: to be changed and saved, not run."""
-    named = ModelParams(model_name=name, device_map=None)
+    given = ModelParams(model_name=name) if isinstance(name, str) else name
+    named = given.model_copy(update={"device_map": None, "adapter_model": None})
     params = model_of_card(named)
     source = resolve(params.model_name, revision=params.model_revision)
     _check_weights(params, source)

@@ -34,8 +34,9 @@ def build_tokenizer(params: ModelParams, *, stand_in_template: bool = True) -> P
 
     It gets ``model_max_length`` and a chat template: the one asked for, else its own, else the family's where the
     vocabulary has its stop tokens, else ``default``. A pad token is set where one is asked for or the vocabulary
-    has one made for it; otherwise it stays None, as nothing here needs padding. No token is ever added. Without
-    ``stand_in_template`` one that has no chat template, and for which none is asked for, stays without.
+    has one made for it; otherwise it stays None, as nothing here needs padding. No token is added but those of
+    ``added_tokens``. Without ``stand_in_template`` one that has no chat template, and for which none is asked for,
+    stays without.
 
     Raises :class:`~graftwork.errors.ModelError` where there is no tokenizer,
     :class:`~graftwork.errors.UsageError` for a token that the vocabulary does not have.
@@ -47,6 +48,7 @@ def build_tokenizer(params: ModelParams, *, stand_in_template: bool = True) -> P
     if impl is None and params.trust_remote_code:
         impl = "hf"  # code that comes with a model is a class of transformers
     tokenizer = choose(folder, impl).load(folder, {**_kwargs(params), "family": family}).hf
+    _add_tokens(tokenizer, params.added_tokens)
     _set_pad_token(tokenizer, params, family)
     if params.model_max_length is not None:
         tokenizer.model_max_length = params.model_max_length
@@ -93,6 +95,13 @@ def _kwargs(params: ModelParams) -> dict[str, Any]:
     if params.trust_remote_code:
         kwargs["trust_remote_code"] = True
     return kwargs
+
+
+def _add_tokens(tokenizer: Any, texts: Sequence[str]) -> None:
+    """Each as a special token, with the next id; one that is a token already keeps its id and becomes special."""
+    if any(not text.strip() for text in texts):
+        raise UsageError(f"model.added_tokens {texts!r}: a token is a text such as <tool>; remove the empty one")
+    tokenizer.add_tokens(list(texts), special_tokens=True)
 
 
 def _set_pad_token(tokenizer: Any, params: ModelParams, family: ModelFamily | None) -> None:

@@ -34,6 +34,10 @@ class ModelParams(Params):
     tokenizer_name: str | None = Field(None, description="Where the tokenizer comes from, if not from the model.")
     tokenizer_pad_token: str | None = Field(None, description="The padding token; never a trained one.")
     tokenizer_kwargs: dict[str, Any] = Field(default_factory=dict, description="Passed to the tokenizer.")
+    added_tokens: list[str] = Field(
+        default_factory=list,
+        description="Special tokens to add; their rows in the embeddings are trained, beside a LoRA too.",
+    )
     tokenizer_impl: str | None = Field(None, description="Which reader of tokenizer files; default: by the files.")
     model_max_length: int | None = Field(None, gt=0, description="Longest sequence in tokens; default: the model's.")
     load_pretrained_weights: bool = Field(True, description="False builds the architecture with fresh weights.")

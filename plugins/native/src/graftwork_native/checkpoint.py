@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 
+from graftwork.adapters import save_adapter
 from graftwork.builders.quiet import no_progress_bar
 from graftwork.errors import RunError
 from graftwork.runs.checkpoints import new_checkpoint
@@ -95,8 +97,11 @@ def written(path: Path) -> Iterator[None]:
 def save_model(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
     """The model (or its adapter) and the tokenizer with its chat template, as transformers and PEFT save them."""
     inner: Any = getattr(model, "_orig_mod", model)
-    with no_progress_bar():
-        inner.save_pretrained(folder, max_shard_size="50GB")
+    if isinstance(inner, PeftModel):
+        save_adapter(folder, inner)
+    else:
+        with no_progress_bar():
+            inner.save_pretrained(folder, max_shard_size="50GB")
     tokenizer.save_pretrained(folder)
 
 

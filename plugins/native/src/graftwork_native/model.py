@@ -9,7 +9,8 @@ from peft import PeftModel
 
 from graftwork.adapters import attach_adapter, load_adapter
 from graftwork.adapters.folder import adapter_folder
-from graftwork.builders import build_model
+from graftwork.adapters.tokens import add_rows, added_token_ids, require_trained
+from graftwork.builders import build_model, build_tokenizer
 from graftwork.errors import UsageError
 from graftwork_native import precision
 from graftwork_native.checkpoint import load_state
@@ -26,13 +27,16 @@ if TYPE_CHECKING:
 def load_model(config: RunConfig, checkpoint: Path | None) -> tuple[nn.Module, torch.dtype]:
     """The model in training mode, with the weights of ``checkpoint`` where a run goes on from one.
 
-    Also the type that it was loaded in: its trained weights are float32 masters from here on, unless
-    ``model.torch_dtype`` names another type.
+    ``model.added_tokens`` get rows in its embeddings, and the rows are trained. Also the type that it was loaded in:
+    its trained weights are float32 masters from here on, unless ``model.torch_dtype`` names another type.
     """
     model = base_model(config, checkpoint)
     loaded_dtype = model.dtype
+    tokens = added_tokens(config)
+    if tokens and (checkpoint is None or config.training.use_peft):
+        add_rows(model, tokens)
     if config.training.use_peft:
-        model = with_adapter(model, config, checkpoint)
+        model = with_adapter(model, config, checkpoint, tokens)
     if config.model.torch_dtype == "auto":
         precision.use_float32_masters(model)
         if checkpoint is not None:
@@ -42,6 +46,12 @@ def load_model(config: RunConfig, checkpoint: Path | None) -> tuple[nn.Module, t
     if config.training.compile:
         base_of(model).compile()
     return model.train(), loaded_dtype
+
+
+def added_tokens(config: RunConfig) -> list[int]:
+    """The ids of ``model.added_tokens``."""
+    texts = config.model.added_tokens
+    return added_token_ids(build_tokenizer(config.model), texts) if texts else []
 
 
 def base_model(config: RunConfig, checkpoint: Path | None) -> Any:
@@ -69,13 +79,15 @@ def at_checkpoint(params: ModelParams, checkpoint: Path) -> ModelParams:
     return params.model_copy(update=changes)
 
 
-def with_adapter(model: Any, config: RunConfig, checkpoint: Path | None) -> Any:
-    """The checkpoint's adapter, else the one that the configuration names, else a fresh one."""
+def with_adapter(model: Any, config: RunConfig, checkpoint: Path | None, tokens: list[int]) -> Any:
+    """The checkpoint's adapter, else the one that the configuration names, else a fresh one. Each trains ``tokens``."""
     adapter = config.model.adapter_model
     folder = checkpoint or (adapter_folder(adapter) if adapter else None)
     if folder is None:
-        return attach_adapter(model, config.peft, family=config.model.family)
-    return load_adapter(model, folder, trainable=True)
+        return attach_adapter(model, config.peft, family=config.model.family, tokens=tokens)
+    adapted = load_adapter(model, folder, trainable=True)
+    require_trained(adapted, tokens)
+    return adapted
 
 
 def checkpoint_gradients(model: Any, config: RunConfig) -> None:

@@ -24,8 +24,9 @@ from graftwork.runs.checkpoints import damage
 from graftwork.runs.run import read_lines
 from graftwork.training import TrainRequest, TrainResult
 from graftwork_native import nonfinite
-from graftwork_native.checkpoint import TrainerState, load_state, restore, save_checkpoint, save_model, written
+from graftwork_native.checkpoint import TrainerState, load_state, restore, save_checkpoint, written
 from graftwork_native.evaluation import complete, evaluate
+from graftwork_native.final import write_final
 from graftwork_native.interrupt import Interrupt, Left
 from graftwork_native.kept import chosen_metric, is_gain, metric_name, ranked, remove_old, without_lost
 from graftwork_native.memory import keep_freed_memory, peak_memory_bytes
@@ -326,9 +327,7 @@ class NativeTrainer:
         self._require_good_weights()
         model = self._final_model()
         with written(path), complete_folder(path) as folder:
-            save_model(folder, model, self.parts.tokenizer)
-            if isinstance(model, PeftModel) and self.request.config.peft.save_mode == "full":
-                save_model(folder, model.unload(), self.parts.tokenizer)
+            write_final(folder, model, self.parts.tokenizer, self.request.config)
         return path
 
     def _final_model(self) -> Any:
@@ -340,11 +339,7 @@ class NativeTrainer:
             # A base with fresh weights lies in no checkpoint: it is drawn again, as at the start
             torch.manual_seed(self.training.seed)
             model, _ = load_model(self.request.config, self._checkpoint(step))
-        if not isinstance(model, PeftModel):
-            return model.to(getattr(torch, state.model_dtype))
-        if self.request.config.peft.save_mode == "merged":
-            return model.merge_and_unload()
-        return model
+        return model if isinstance(model, PeftModel) else model.to(getattr(torch, state.model_dtype))
 
     def _best_to_load(self) -> tuple[int, float] | None:
         """The best evaluation whose checkpoint is whole; None where the model at hand is the best, or none is whole."""
