@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from graftwork import train
 from graftwork.config import RunConfig
 from graftwork.errors import DataError, RunError, UsageError
 from graftwork.registry import get_registry
+from graftwork.runs.signals import Stopped, exit_code
 from graftwork.training import FREE_TO_CHANGE
 
 PLUGIN = """
@@ -42,17 +45,23 @@ class Counting:
     def train(self):
         import random
 
+        from graftwork.runs.checkpoints import new_checkpoint
         from graftwork.training import TrainResult
 
         run = self.request.run
         seen.append((self.request.params.colour, self.request.resume_from, random.random()))
         if behaviour.get("fail") == "preparing":
             raise behaviour["error"]
+        if behaviour.get("signal"):
+            import os
+
+            os.kill(os.getpid(), behaviour["signal"])
         start = int(self.request.resume_from.name[5:]) if self.request.resume_from else 0
         run.start(start)
         for step in range(start + 1, behaviour["steps"] + 1):
             run.log(step, {"loss": 1.0 / step})
-            (run.folder / "checkpoints" / f"step-{step}").mkdir()
+            with new_checkpoint(run, step) as folder:
+                (folder / "weights").write_text(str(step))
             if behaviour.get("fail") == step:
                 raise behaviour["error"]
         return TrainResult(output_dir=run.folder, model_path=None, step=behaviour["steps"], metrics={"loss": 0.5})
@@ -171,6 +180,98 @@ def test_a_run_that_ends_early_says_why_and_goes_on(toy: Any, config: RunConfig,
     assert (record_of(config)["status"], record_of(config)["error"]) == ("finished", None)
     lines = (Path(config.training.output_dir) / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+def test_sigterm_while_preparing_leaves_nothing(toy: Any, config: RunConfig, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    toy.behaviour["signal"] = signal.SIGTERM
+    with pytest.raises(Stopped) as caught:
+        train(config)
+    assert exit_code(caught.value) == 143
+    assert not (tmp_path / "run").exists()
+    assert signal.getsignal(signal.SIGTERM) is before, "the handler of whoever calls is back"
+    toy.behaviour.pop("signal")
+    assert train(config).step == 3
+
+
+def test_a_forked_worker_dies_of_sigterm_as_ever(toy: Any, config: RunConfig, tmp_path: Path) -> None:
+    """The exception is the run's: a worker that its pool ends does not print a traceback."""
+    children: list[int] = []
+
+    def fork(run: Any, step: int, metrics: Any) -> None:
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(7)
+        children.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    assert train(config, listeners=[fork]).step == 3
+    assert children == [-signal.SIGTERM] * 3
+
+
+def test_a_damaged_checkpoint_is_set_aside(toy: Any, config: RunConfig, tmp_path: Path, caplog: Any) -> None:
+    train(config)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / "step-3" / "weights").write_text("4")
+    toy.behaviour["steps"] = 4
+    train(config, resume=True)
+    assert toy.seen[-4:] == ["started", (3, 1 / 3), (4, 0.25), ("finished", None)]
+    assert "step-3 is damaged: weights has other bytes than were written. It is kept as damaged-step-3" in caplog.text
+    assert "and the run goes on from step-2" in caplog.text
+    assert sorted(path.name for path in checkpoints.iterdir()) == [
+        "damaged-step-3",
+        *(f"step-{n}" for n in (1, 2, 3, 4)),
+    ]
+    for name in ("step-3", "step-4"):
+        (checkpoints / name / "weights").unlink()
+    train(config, resume=True)
+    assert {"damaged-step-3", "damaged-step-3-2", "damaged-step-4"} < {path.name for path in checkpoints.iterdir()}
+
+
+def test_nothing_begins_anew_where_every_checkpoint_is_damaged(toy: Any, config: RunConfig, tmp_path: Path) -> None:
+    train(config)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for path in checkpoints.iterdir():
+        (path / "checkpoint.json").write_text("{")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with pytest.raises(RunError, match=r"(?s)no checkpoint that is whole:.*step-3: checkpoint\.json cannot be read"):
+        train(config, resume=True)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-1", "step-2", "step-3"]
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == lines
+
+
+def test_a_checkpoint_says_itself_what_it_belongs_to(toy: Any, config: RunConfig, tmp_path: Path, caplog: Any) -> None:
+    """Also in another folder than the one that it was written in."""
+    train(config)
+    asked = tmp_path / "run" / "checkpoints" / "step-3"
+    other = {"output_dir": str(tmp_path / "other"), "resume_from_checkpoint": str(asked)}
+    with pytest.raises(UsageError, match=r"(?s)step-3 cannot be resumed, .*training\.learning_rate was 5e-05, is 0\.5"):
+        train(changed(config, **other, learning_rate=0.5))
+    assert train(changed(config, **other)).step == 3
+    (tmp_path / "data.txt").write_text("other text")
+    again = {**other, "output_dir": str(tmp_path / "again")}
+    with pytest.raises(
+        UsageError, match=r"step-3 cannot be resumed[^\n]*\n  data\.train: the file .*data\.txt has changed"
+    ):
+        train(changed(config, **again))
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_checkpoint_that_is_asked_for_must_be_whole(toy: Any, config: RunConfig, tmp_path: Path) -> None:
+    train(config)
+    asked = tmp_path / "run" / "checkpoints" / "step-3"
+    (asked / "weights").write_text("a longer text")
+    other = {"output_dir": str(tmp_path / "other"), "resume_from_checkpoint": str(asked)}
+    with pytest.raises(RunError, match=r"step-3 is not a checkpoint that can be resumed: weights has 13 bytes, not 1"):
+        train(changed(config, **other))
+
+
+def test_other_versions_are_said(toy: Any, config: RunConfig, tmp_path: Path, caplog: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("graftwork.training.installed", lambda name: "1.0" if name == "torch" else None)
+    train(config)
+    monkeypatch.setattr("graftwork.training.installed", lambda name: "1.1")
+    train(config, resume=True)
+    assert "step-3 was written with torch 1.0 (now 1.1): the numbers may differ" in caplog.text
 
 
 def test_a_full_disk_does_not_hide_why_a_run_failed(

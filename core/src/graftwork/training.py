@@ -107,6 +107,8 @@ def train(config: RunConfig, *, resume: bool = False, listeners: Sequence[Listen
                 config = run.config = keep_global_batch(config, run.record, place.size)
             resume_from = checkpoint_to_resume(run, config, data) if resume and run.writes else None
         except BaseException:
+            if run.fresh:
+                run.discard()
             run.release()
             raise
         return carry_out(spec, TrainRequest(config=config, params=params, run=run, resume_from=resume_from), data)
