@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerFast
 
+    from graftwork.chat import EncodedChat
     from graftwork.config import DatasetSplitParams
-
+    from graftwork.messages import Conversation
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,68 @@ def adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
 
 
+@dataclass(slots=True, kw_only=True)
+class ChatEncoder:
+    """Conversations through the tokenizer's chat template; the assistant's tokens are trained.
+
+    Every trained turn must end in a stop token: a model that never learns to stop is the commonest silent
+    failure of fine-tuning. ``variables`` are the template's (``model.chat_template_kwargs``).
+    ``special_tokens_in_content`` is ``data.special_tokens_in_content``.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    messages_field: str
+    train_target: str
+    stop_ids: frozenset[int]
+    variables: Mapping[str, Any]
+    special_tokens_in_content: str = "error"
+    asked: bool = False  # the generation prompt is tried on the first conversation
+
+    def __call__(self, row: Row) -> Sample:
+        return self.encode(row, self.conversation(row))
+
+    def shorten(self, row: Row, max_length: int) -> Sample:
+        """The row with whole turns left out, else with its first answer cut; see :mod:`graftwork.data.truncate`."""
+        from graftwork.data.truncate import shorten
+
+        return shorten(self, row, max_length)
+
+    def conversation(self, row: Row) -> Conversation:
+        """The row as a conversation."""
+        return to_conversation(row, self.messages_field)
+
+    def given(self, row: Row) -> dict[str, Any]:
+        """What the template is given beside the messages."""
+        return {
+            **self.variables,
+            "tools": tools_of(row),
+            "special_tokens_in_content": self.special_tokens_in_content,
+        }
+
+    def checked(self, encoded: EncodedChat) -> EncodedChat:
+        """The same, if each of its trained turns ends in a stop token."""
+        from graftwork.chat import check_turns
+
+        return check_turns(encoded, self.stop_ids, self.tokenizer)
+
+    def encode(self, row: Row, conversation: Conversation) -> Sample:
+        """A conversation of the row as a sample."""
+        from graftwork.chat import encode_conversation, prompt_mismatch
+
+        given = self.given(row)
+        try:
+            encoded = self.checked(
+                encode_conversation(conversation, tokenizer=self.tokenizer, train_target=self.train_target, **given)
+            )
+            if not self.asked:
+                self.asked = True
+                if mismatch := prompt_mismatch(conversation, tokenizer=self.tokenizer, **given):
+                    logger.warning("%s: %s", row.where, mismatch)
+        except DataError as error:
+            raise DataError(f"{row.where}: {error}") from None
+        return Sample(np.asarray(encoded.input_ids, np.int32), np.asarray(encoded.trained, np.bool_), row.where)
+
+
 def chat_encoder(
     tokenizer: PreTrainedTokenizerFast,
     split: DatasetSplitParams,
@@ -103,32 +166,16 @@ def chat_encoder(
     stop_ids: frozenset[int],
     variables: Mapping[str, Any],
     special_tokens_in_content: str = "error",
-) -> Encode:
-    """Conversations through the tokenizer's chat template; the assistant's tokens are trained.
-
-    Every trained turn must end in a stop token: a model that never learns to stop is the commonest silent
-    failure of fine-tuning. ``variables`` are the template's (``model.chat_template_kwargs``).
-    ``special_tokens_in_content`` is ``data.special_tokens_in_content``.
-    """
-    from graftwork.chat import check_turns, encode_conversation, prompt_mismatch
-
-    asked: list[str | None] = []  # what the trial of the generation prompt said, once there was a conversation
-
-    def encode(row: Row) -> Sample:
-        conversation = to_conversation(row, messages_field)
-        given = {**variables, "tools": tools_of(row), "special_tokens_in_content": special_tokens_in_content}
-        try:
-            encoded = encode_conversation(conversation, tokenizer=tokenizer, train_target=split.train_target, **given)
-            encoded = check_turns(encoded, stop_ids, tokenizer)
-            if not asked:
-                asked.append(prompt_mismatch(conversation, tokenizer=tokenizer, **given))
-                if asked[0]:
-                    logger.warning("%s: %s", row.where, asked[0])
-        except DataError as error:
-            raise DataError(f"{row.where}: {error}") from None
-        return Sample(np.asarray(encoded.input_ids, np.int32), np.asarray(encoded.trained, np.bool_), row.where)
-
-    return encode
+) -> ChatEncoder:
+    """How the rows of ``split`` become samples."""
+    return ChatEncoder(
+        tokenizer=tokenizer,
+        messages_field=messages_field,
+        train_target=split.train_target,
+        stop_ids=stop_ids,
+        variables=variables,
+        special_tokens_in_content=special_tokens_in_content,
+    )
 
 
 def fit(sample: Sample, max_length: int, over_long: str) -> Sample | None:
