@@ -28,7 +28,7 @@ class Method:
         """TRL's trainer and configuration class. Raises :class:`UsageError` where this TRL does not have them."""
         try:
             with warnings.catch_warnings():
-                # Said once per process of everything under trl.experimental; that ORPO is there stands in our documents.
+                # Said of everything under trl.experimental; that ORPO is there stands in docs/methods.md.
                 warnings.filterwarnings("ignore", message="You are importing from 'trl.experimental'")
                 module = import_module(self.module)
                 return getattr(module, f"{self.stem}Trainer"), getattr(module, f"{self.stem}Config")

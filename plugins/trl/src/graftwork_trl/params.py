@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from graftwork.errors import GraftworkError
+from graftwork.registry import get_registry
 
 
 class Options(BaseModel):
@@ -94,6 +97,16 @@ class GrpoOptions(Options):
     importance_sampling_level: Literal["token", "sequence"] = Field("token", description="sequence is GSPO.")
     mask_truncated_completions: bool = Field(False, description="Leave answers that did not end out of the loss.")
     disable_dropout: bool = Field(False, description="Train without dropout.")
+
+    @field_validator("reward_functions")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        for name in names:
+            try:
+                get_registry().reward_functions[name]
+            except GraftworkError as error:
+                raise ValueError(str(error)) from None
+        return names
 
     def for_trl(self) -> dict[str, Any]:
         return self.model_dump(exclude={"reward_functions"})

@@ -18,9 +18,9 @@ TOKENS_PER_POINT = 1000
 def answer_match(
     prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[str], **columns: Any
 ) -> list[float]:
-    """1 where a completion comes to the row's ``answer``, else 0.
+    r"""1 where a completion comes to the row's ``answer``, else 0.
 
-    What counts of both is the last ``\\boxed{...}``, else what follows ``####`` (as in gsm8k), else the last number,
+    What counts of both is the last ``\boxed{...}``, else what follows ``####`` (as in gsm8k), else the last number,
     else the whole text. ``1,234`` equals ``1234.0``.
     """
     return [

@@ -1,0 +1,128 @@
+"""What is trained on: the core's loaders, and what of a row only some methods need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from graftwork.data.indexed import IndexedLoader
+from graftwork.data.loader import LoadRequest, load_indexed, load_split, schema_of
+from graftwork.data.names import look_up
+from graftwork.data.readers import OpenRequest
+from graftwork.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedTokenizerFast
+
+    from graftwork.config import DatasetSplitParams, RunConfig
+    from graftwork.data.loader import Loader
+    from graftwork.data.readers import Row as SourceRow
+    from graftwork_trl.methods import Method
+
+DEFAULT_LENGTH = 2048
+"""Tokens of a sample where nothing says otherwise and the model could take more."""
+COLLATORS = ("text_with_padding", "text_completions_only_with_padding", "dpo_with_padding")
+"""What a collator may be called here: the batches are those that the method's loss takes, whatever the name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The loaders, and for KTO which sample (by its place) is a good answer."""
+
+    train: Loader
+    validation: IndexedLoader | None
+    labels: dict[str, bool] = field(default_factory=dict)
+
+
+def load_data(
+    config: RunConfig, method: Method, tokenizer: PreTrainedTokenizerFast, stop_ids: frozenset[int], processes: int
+) -> Data:
+    """Both splits. A step of all processes is one step of the loader."""
+    training = config.training
+    train, validation = (for_method(split, method) for split in (config.data.train, config.data.validation))
+    loader = load_split(
+        LoadRequest(
+            split=train,
+            batch_size=training.per_device_train_batch_size,
+            accumulation=training.gradient_accumulation_steps * processes,
+            **common(config, train, tokenizer, stop_ids),
+        )
+    )
+    held_out = None
+    if validation.datasets:
+        batch_size, shared = training.per_device_eval_batch_size, common(config, validation, tokenizer, stop_ids)
+        held_out = load_indexed(LoadRequest(split=validation, batch_size=batch_size, **shared))
+    labels = {
+        name: label
+        for split in (train, validation)
+        if method.batch == "unpaired" and split.datasets and schema_of(split) == "chat"
+        for name, label in labels_of(split)
+    }
+    return Data(loader, held_out, labels)
+
+
+def for_method(split: DatasetSplitParams, method: Method) -> DatasetSplitParams:
+    """The split as the method reads it. Raises :class:`UsageError` for what would not be honoured."""
+    if split.collator_name and split.collator_name.casefold() not in COLLATORS:
+        raise UsageError(
+            f"data.*.collator_name: {split.collator_name}: the batches of {method.name} are those that TRL's loss "
+            f"takes; remove it, or name {' or '.join(COLLATORS)}"
+        )
+    if split.pack and method.name != "TRL_SFT":
+        raise UsageError(f"data.*.pack: {method.name} takes its samples one below another; set pack: false")
+    if method.batch == "unpaired":
+        # One answer is judged: the last one. What the assistant said before is part of the prompt.
+        return split.model_copy(update={"train_target": "final_assistant_turn"})
+    return split
+
+
+def common(
+    config: RunConfig, split: DatasetSplitParams, tokenizer: PreTrainedTokenizerFast, stop_ids: frozenset[int]
+) -> dict[str, Any]:
+    """What both splits are loaded with."""
+    return {
+        "tokenizer": tokenizer,
+        "max_length": max_length(config, split, tokenizer),
+        "stop_ids": stop_ids,
+        "seed": config.training.seed,
+        "template_variables": config.model.chat_template_kwargs,
+        "special_tokens_in_content": config.data.special_tokens_in_content,
+    }
+
+
+def max_length(config: RunConfig, split: DatasetSplitParams, tokenizer: PreTrainedTokenizerFast) -> int:
+    """The split's, the model section's, or what the tokenizer says its model can take, at most 2048."""
+    given = split.max_length or config.model.model_max_length
+    return given or min(DEFAULT_LENGTH, int(tokenizer.model_max_length))
+
+
+def count_steps(config: RunConfig, loader: Loader) -> int:
+    """``max_steps``, or the steps in ``num_train_epochs``."""
+    if config.training.max_steps > 0:
+        return config.training.max_steps
+    if not isinstance(loader, IndexedLoader):
+        raise UsageError("training.max_steps: data that is streamed has no known end; say how many steps to train")
+    return loader.count_steps(config.training.num_train_epochs)
+
+
+def source_rows(split: DatasetSplitParams) -> Iterator[tuple[SourceRow, str]]:
+    """Each row of a split, with the name of the field that holds its messages."""
+    for params in split.datasets:
+        spec, options = look_up(params)
+        messages_field = getattr(options, "messages_field", "messages")
+        for row in spec.open(OpenRequest(dataset=params, params=options)).rows():
+            yield row, messages_field
+
+
+def labels_of(split: DatasetSplitParams) -> Iterator[tuple[str, bool]]:
+    """Where each row stands, and whether its answer is a good one (the field ``label``, as TRL names it)."""
+    for row, _ in source_rows(split):
+        label = row.data.get("label")
+        if not isinstance(label, (bool, int)) or label not in (0, 1):
+            raise DataError(
+                f"{row.where}: label is {label!r}; for TRL_KTO each row says with label: true or false whether its "
+                "answer is a good one (or give preference pairs, of which each answer is taken)"
+            )
+        yield row.where, bool(label)

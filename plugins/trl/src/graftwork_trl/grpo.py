@@ -1,0 +1,169 @@
+"""GRPO: prompts out of chat rows, rewards out of the registry."""
+
+from __future__ import annotations
+
+from itertools import chain, count, islice
+from typing import TYPE_CHECKING, Any
+
+from graftwork.chat import encode_prompt
+from graftwork.data.conversations import to_conversation, tools_of
+from graftwork.data.order import epoch_order
+from graftwork.errors import DataError, RunError, UsageError
+from graftwork.messages import Role
+from graftwork.registry import get_registry
+from graftwork_trl.data import for_method, max_length, source_rows
+from graftwork_trl.loops import Recorded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from transformers import PreTrainedTokenizerFast
+
+    from graftwork.config import DatasetSplitParams, RunConfig
+    from graftwork.data.readers import Row
+    from graftwork_trl.methods import Method
+    from graftwork_trl.params import GrpoOptions
+
+PLAIN = (str, int, float, bool)
+Key = tuple[tuple[str, str], ...]
+
+
+class Prompts:
+    """The prompts of a split: rows for TRL, and the ids of each, by our template."""
+
+    def __init__(
+        self, config: RunConfig, split: DatasetSplitParams, method: Method, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        self.config, self.split, self.tokenizer = config, for_method(split, method), tokenizer
+        self.limit = max_length(config, split, tokenizer)
+        self.ids: dict[Key, list[int]] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.sizes: list[int] = []
+        if any(params.stream if params.stream is not None else split.stream for params in split.datasets):
+            raise UsageError(f"data.*.stream: {method.name} reads its prompts before the first step; set stream: false")
+        for params in split.datasets:
+            one = split.model_copy(update={"datasets": [params]})
+            made = [self._row(row, field) for row, field in source_rows(one)]
+            kept = [row for row in made if row is not None]
+            self.rows += kept
+            self.sizes.append(len(kept))
+        if not self.rows:
+            raise DataError("data: no row has a prompt of a length that can be trained on")
+
+    def _row(self, row: Row, messages_field: str) -> dict[str, Any] | None:
+        """The row for TRL: ``prompt``, ``answer`` (the last answer in the data) and the row's own plain fields."""
+        messages = to_conversation(row, messages_field).messages
+        if any(not isinstance(message.content, str) for message in messages):
+            raise DataError(f"{row.where}: prompts and answers for TRL_GRPO are messages of plain text; mend the row")
+        turns = [{"role": str(message.role.value), "content": str(message.content)} for message in messages]
+        prompt, answer = (turns[:-1], turns[-1]["content"]) if messages[-1].role is Role.ASSISTANT else (turns, "")
+        if not prompt:
+            raise DataError(f"{row.where}: there is an answer, but nothing is asked; remove the row")
+        ids = self._encode(row, prompt)
+        if len(ids) > self.limit and self.split.over_long != "drop":
+            raise DataError(
+                f"{row.where}: the prompt has {len(ids)} tokens, but may have {self.limit}; raise max_length, or set "
+                "over_long: drop"
+            )
+        if len(ids) > self.limit:
+            return None
+        self.ids[key_of(prompt)] = ids
+        plain = {name: value for name, value in row.data.items() if isinstance(value, PLAIN)}
+        return {**plain, "prompt": prompt, "answer": answer}
+
+    def _encode(self, row: Row, prompt: list[dict[str, str]]) -> list[int]:
+        try:
+            _, ids = encode_prompt(
+                prompt,
+                tokenizer=self.tokenizer,
+                tools=tools_of(row),
+                special_tokens_in_content=self.config.data.special_tokens_in_content,
+                **self.config.model.chat_template_kwargs,
+            )
+        except DataError as error:
+            raise DataError(f"{row.where}: {error}") from None
+        return ids
+
+    def dataset(self, needed: int | None = None) -> Any:
+        """``needed`` prompts in the order of a run, epoch after epoch; without it each prompt once."""
+        from datasets import Dataset
+        from pyarrow import ArrowException  # type: ignore[import-untyped]
+
+        shared = set.intersection(*(set(row) for row in self.rows))
+        try:
+            whole = Dataset.from_list([{name: row[name] for name in sorted(shared)} for row in self.rows])
+        except (ArrowException, TypeError) as error:
+            raise DataError(f"data: a field has values of different kinds in different rows: {error}") from error
+        return whole if needed is None else whole.select(self.order(needed))
+
+    def order(self, needed: int) -> list[int]:
+        """The numbers of the rows, epoch after epoch."""
+        epochs = chain.from_iterable(map(self.order_of_epoch, count()))
+        return list(islice(epochs, needed))
+
+    def order_of_epoch(self, epoch: int = 0) -> list[int]:
+        """The numbers of the rows, as the core orders and mixes samples."""
+        starts = [sum(self.sizes[:number]) for number in range(len(self.sizes))]
+        seed = self.config.training.seed if self.split.seed is None else self.split.seed
+        picks = epoch_order(self.sizes, self.split, seed, epoch)
+        if not picks:
+            raise DataError("data.train: sample_count or mixture_proportion leaves no row; change them")
+        return [starts[number] + index for number, index in picks]
+
+
+def key_of(prompt: Sequence[dict[str, str]]) -> Key:
+    """A prompt as something to look up by."""
+    return tuple((message["role"], message["content"]) for message in prompt)
+
+
+class Grpo(Recorded):
+    """TRL's GRPO trainer with our prompts' ids; how often it generates, and on what, is TRL's."""
+
+    prompts: Prompts
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """TRL would render the template a second time, by other rules."""
+        return [list(self.prompts.ids[key_of(prompt)]) for prompt in prompts], None, {}
+
+
+def prompts_per_step(config: RunConfig, options: GrpoOptions, processes: int) -> int:
+    """How many prompts a step draws answers to. Raises :class:`UsageError` where they are not whole."""
+    training = config.training
+    answers = training.per_device_train_batch_size * training.gradient_accumulation_steps * processes
+    if answers % options.num_generations:
+        raise UsageError(
+            f"training.trainer_kwargs.num_generations: {options.num_generations} answers to each prompt do not go "
+            f"evenly into the {answers} of a step (per_device_train_batch_size x gradient_accumulation_steps x "
+            "processes); change one of them"
+        )
+    return answers // options.num_generations
+
+
+def rewards_of(options: GrpoOptions) -> list[Callable[..., Any]]:
+    """The reward functions that the options name. Raises where a name is nobody's or does not load."""
+    weights = options.reward_weights
+    if weights is not None and len(weights) != len(options.reward_functions):
+        raise UsageError(
+            f"training.trainer_kwargs.reward_weights: {len(weights)} weights for {len(options.reward_functions)} "
+            "reward_functions; give one for each"
+        )
+    return [reward_function(name) for name in options.reward_functions]
+
+
+def reward_function(name: str) -> Callable[..., Any]:
+    """A registered reward as TRL calls it, under its registered name in the metrics."""
+    spec = get_registry().reward_functions[name]
+    function = spec.load()
+
+    def reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        try:
+            return list(function(prompts=prompts, completions=completions, **columns))
+        except Exception as error:
+            known = ", ".join(sorted(columns))
+            raise RunError(
+                f"the reward function {spec.name} failed: {type(error).__name__}: {error}; the columns it was given: "
+                f"{known}"
+            ) from error
+
+    reward.__name__ = spec.name
+    return reward

@@ -1,0 +1,266 @@
+"""TRL's trainers with their surroundings replaced: data, optimizer, checkpoints and logging are graftwork's.
+
+``recorded(trl.DPOTrainer)`` gives a subclass. What is overridden are methods of transformers' ``Trainer`` and TRL's
+``_BaseTrainer``; the losses are untouched.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import Trainer
+
+from graftwork.builders.quiet import no_progress_bar
+from graftwork.errors import RunError, UsageError
+from graftwork.registry import get_registry
+from graftwork.runs.checkpoints import new_checkpoint
+from graftwork_trl.batches import weight
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from graftwork.data.batch import Row
+    from graftwork_trl.session import Session
+
+logger = logging.getLogger(__name__)
+Specials = list[dict[str, Any]]
+
+
+class Recorded(Trainer):  # type: ignore[misc]  # transformers has no types
+    """What every method shares. ``session`` and ``specials`` are set right after the making."""
+
+    session: Session
+    specials: Specials
+    optimizer: Any
+
+    def _send_telemetry(self) -> None:
+        """Nothing is sent."""
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """No model card: what a run was is in its folder."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        """The rows are prepared; TRL sees none of them before a batch."""
+        return dataset
+
+    def tokenize_row(self, feature: Any, model: Any = None) -> dict[str, Any]:
+        """As above, under the name that ORPO's trainer has for it."""
+        return {}
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted."""
+        return 0
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The optimizer of the configuration, from the registry; matrices decay, biases and norms do not."""
+        if self.optimizer is None:
+            training = self.session.config.training
+            spec = get_registry().optimizers[training.optimizer]
+            groups = parameter_groups(self.model if model is None else model, training.weight_decay)
+            self.optimizer = spec.build(groups, training.learning_rate, training)
+        return self.optimizer
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Stops before weights are changed by what is no number; loss scaling (fp16) skips such steps itself."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not self.args.fp16 and not bool(torch.isfinite(torch.as_tensor(norm))):
+            self._refuse(f"gradient norm {float(norm)}")
+        return norm
+
+    def _refuse(self, what: str) -> None:
+        places = [where for row in self.session.rows for where in row.wheres]
+        rows = f" of the rows {', '.join(places[:8])}{', ...' if len(places) > 8 else ''}" if places else ""
+        raise RunError(
+            f"step {self.state.global_step + 1}: {what}{rows}: the weights were left as they were before it. Lower "
+            "training.learning_rate, lengthen the warm-up, or set max_grad_norm, in a new run"
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The model (or its adapter) and the tokenizer, without TRL's padding token and without pickled arguments."""
+        if self.args.should_save and output_dir is not None:
+            save_model(
+                Path(output_dir), self.accelerator.unwrap_model(self.model), self.session, self.specials, state_dict
+            )
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """``checkpoints/step-N``, whole or not there."""
+        session, step = self.session, self.state.global_step
+        if session.saved_step == step:
+            return
+        session.run.flush()
+        self.state.log_history.clear()  # metrics.jsonl has it
+        with explained(session.checkpoint(step)), shared_checkpoint(session, step, self.accelerator) as folder:
+            self.save_model(str(folder), _internal_call=True)
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_scaler(str(folder))
+            self._save_rng_state(str(folder))
+            if self.args.should_save:
+                self.state.save_to_json(str(folder / "trainer_state.json"))
+                session.save(folder)
+        session.saved_step = step
+        if self.args.should_save:
+            session.remove_old()
+            get_registry().events.checkpoint_saved(session.run, step, session.checkpoint(step))
+
+
+class OwnSteps(Recorded):
+    """Steps come from graftwork's loader: all batches of a step at once, in an order that only seed and step decide."""
+
+    def get_train_dataloader(self) -> Any:
+        """Steps without end. transformers asks for a data loader, and only iterates it."""
+        return Steps(self.session, self.accelerator.process_index, self.accelerator.num_processes)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[list[Row]], num_batches: int, device: Any) -> Any:
+        """One step as one item, and the number of its labels on all processes."""
+        self.session.began = time.perf_counter()
+        rows = next(epoch_iterator)
+        assert self.session.make is not None
+        batches = [self.session.make(row) for row in rows]
+        return [batches], self._get_num_items_in_batch(batches, device)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        """Forward and backward over the batches of a step; a mean over pairs is one over all pairs of the step."""
+        total, weights = torch.zeros((), device=self.args.device), [weight(batch) for batch in inputs]
+        for number, batch in enumerate(inputs):
+            last = number == len(inputs) - 1
+            self.current_gradient_accumulation_steps = sum(weights) / max(1, weights[number])
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                total = total + super().training_step(model, batch, num_items_in_batch)
+        if not bool(torch.isfinite(total)):
+            self._refuse(f"loss {float(total)}")
+        return total
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The held-out batches; every process takes them all."""
+        self._losses: list[tuple[float, int]] = []
+        data, make = self.session.data, self.session.make
+        assert data is not None
+        assert data.validation is not None
+        assert make is not None
+        return [make(row) for row in data.validation.rows()]
+
+    def prediction_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
+        """As TRL's, with the loss noted."""
+        count = weight(inputs)
+        result = super().prediction_step(model, inputs, *rest, **named)
+        self._losses.append((float(result[0]), count))
+        return result
+
+    def log(self, logs: dict[str, float], *rest: Any, **named: Any) -> None:
+        """``eval_loss`` is the mean over all labels (pairs, answers), not over batches."""
+        if "eval_loss" in logs and self._losses:
+            logs["eval_loss"] = sum(loss * count for loss, count in self._losses) / sum(n for _, n in self._losses)
+        super().log(logs, *rest, **named)
+
+
+class Steps:
+    """A process's share of each step of the loader."""
+
+    def __init__(self, session: Session, rank: int, processes: int) -> None:
+        self.session, self.rank, self.processes = session, rank, processes
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        data = self.session.data
+        assert data is not None
+        epoch = data.train.epoch
+        for rows in data.train.steps():
+            # An epoch's last step may have less than a row for each process: what cannot be shared out is left.
+            whole = rows[: len(rows) // self.processes * self.processes]
+            if whole:
+                self.session.rows, self.session.new_epoch = whole, data.train.epoch > epoch
+                epoch = data.train.epoch
+                yield whole[self.rank :: self.processes]
+
+
+def recorded(trainer_class: Any, base: type[Recorded]) -> Any:
+    """TRL's trainer with ``base`` in front of it."""
+    return type(trainer_class.__name__, (base, trainer_class), {})
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The trained parameters: matrices decay, biases and norms (fewer than two dimensions) do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise UsageError("model.freeze_layers: nothing is left to train; freeze less, or train an adapter (use_peft)")
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.dim() < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+@contextmanager
+def shared_checkpoint(session: Session, step: int, accelerator: Any) -> Iterator[Path]:
+    """The folder of a new checkpoint, made by the first process and written to by all."""
+    with ExitStack() as stack:
+        named: list[Any] = [None]
+        if accelerator.is_main_process:
+            named = [stack.enter_context(new_checkpoint(session.run, step))]
+        broadcast_object_list(named)
+        yield named[0]
+        accelerator.wait_for_everyone()
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """What the disk, torch or safetensors say to a folder that is written, as an error that says what to do."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise RunError(
+            f"{path} could not be written: {error}; nothing of it was left behind. Make room, then go on from the "
+            "last checkpoint with --resume"
+        ) from error
+
+
+def save_model(folder: Path, model: Any, session: Session, specials: Specials, state_dict: Any = None) -> None:
+    """The model (or its adapter) and the tokenizer with its template, as transformers and PEFT save them."""
+    options = {"selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
+    with no_progress_bar(), special_tokens(model, specials):
+        model.save_pretrained(folder, state_dict=state_dict, max_shard_size="50GB", **options)
+    session.tokenizer.save_pretrained(folder)
+
+
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@contextmanager
+def special_tokens(model: Any, saved: Specials) -> Iterator[None]:
+    """Within the block the model's configurations have these special tokens.
+
+    TRL and transformers write the padding token, and the tokenizer's others, into them for the training.
+    """
+    now = get_specials(model)
+    set_specials(model, saved)
+    try:
+        yield
+    finally:
+        set_specials(model, now)
+
+
+def get_specials(model: Any) -> Specials:
+    """The special tokens of a model's configuration and of its generation configuration."""
+    return [{name: getattr(config, name, None) for name in SPECIAL} for config in configs_of(model)]
+
+
+def set_specials(model: Any, specials: Specials) -> None:
+    """The inverse of :func:`get_specials`."""
+    for config, values in zip(configs_of(model), specials, strict=True):
+        for name, value in values.items():
+            if hasattr(config, name):
+                setattr(config, name, value)
+
+
+def configs_of(model: Any) -> list[Any]:
+    """Where a model keeps its special tokens; a classifier has no generation configuration."""
+    generation = getattr(model, "generation_config", None)
+    return [model.config.get_text_config(), *([generation] if generation is not None else [])]

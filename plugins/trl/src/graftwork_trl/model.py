@@ -1,0 +1,132 @@
+"""The model that is trained, its reference, and a reward model out of it."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+from graftwork.adapters import attach_adapter, load_adapter
+from graftwork.adapters.folder import adapter_folder
+from graftwork.builders import build_model
+from graftwork.errors import UsageError
+
+if TYPE_CHECKING:
+    from graftwork.config import RunConfig
+
+QUANTIZED = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
+"""What transformers notes on a quantized model."""
+
+
+def load_model(config: RunConfig, *, scores: bool) -> tuple[Any, torch.dtype]:
+    """The model as the configuration says, with its adapter, and the type that it was loaded in.
+
+    Trained weights are float32 masters unless ``model.torch_dtype`` names a type. ``scores``: it gives one number for
+    a conversation instead of logits.
+    """
+    use_peft, adapter = config.training.use_peft, config.model.adapter_model
+    quantized = use_peft and (config.peft.q_lora or config.peft.quantizer)
+    params = config.model.model_copy(update={"adapter_model": None})
+    model: Any = build_model(params, config.peft if quantized else None)
+    if isinstance(model, PeftModel) or (adapter and not use_peft):
+        raise UsageError(
+            f"model.model_name {config.model.model_name!r} comes with an adapter. To train the adapter further, give "
+            "its base as model_name, the adapter as model.adapter_model, and set training.use_peft: true; to train "
+            "all weights, merge it first (graft merge)"
+        )
+    loaded = model.dtype
+    if scores:
+        model = reward_model(model)
+    if use_peft and adapter:
+        model = load_adapter(model, adapter_folder(adapter), trainable=True)
+    elif use_peft:
+        model = attach_adapter(model, config.peft, family=config.model.family)
+    if config.model.torch_dtype == "auto":
+        use_float32_masters(model)
+    return model.train(), loaded
+
+
+def use_float32_masters(model: nn.Module) -> None:
+    """Trained parameters in float32: an update smaller than 1/256 of a weight is lost in bfloat16."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+
+
+def reward_model(model: Any) -> Any:
+    """The same decoder with one output (transformers' ``...ForSequenceClassification``, ``num_labels`` 1).
+
+    The decoder is taken as it is, quantized or not; the new head is drawn as transformers draws it.
+    """
+    if type(model) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.values():
+        if model.config.num_labels != 1:
+            raise UsageError(
+                f"model.model_name: a reward model gives one number, and this one gives {model.config.num_labels} "
+                "(num_labels); name a language model or a reward model"
+            )
+        return model
+    config = copy.deepcopy(model.config)
+    config.num_labels = 1
+    cls = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    if cls is None:
+        raise UsageError(
+            f"model.model_name: transformers has no sequence classification for model_type {config.model_type!r}, "
+            "which a reward model is; choose another model"
+        )
+    with torch.device("meta"):
+        scorer = cls._from_config(config, dtype=model.dtype, attn_implementation=model.config._attn_implementation)
+    prefix = scorer.base_model_prefix
+    setattr(scorer, prefix, getattr(model, prefix))
+    for name, module in scorer.named_children():
+        if name != prefix:
+            module.to_empty(device=model.device)
+            module.apply(lambda part: nn.init.normal_(part.weight, std=config.initializer_range))
+    for name in QUANTIZED:
+        if hasattr(model, name):
+            setattr(scorer, name, getattr(model, name))
+    scorer.name_or_path = model.name_or_path
+    return scorer
+
+
+def reference_of(model: Any) -> Any:
+    """A frozen copy of the model as it is now; None where an adapter that is switched off is the reference.
+
+    TRL would load it anew from the name in the model's configuration, which a model built from a preset does not have.
+    """
+    if isinstance(model, PeftModel):
+        return None
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def forget_copy_of_fresh_adapter(model: Any, config: RunConfig) -> None:
+    """TRL copies the adapter as reference. A fresh one does nothing yet: the base itself is the reference."""
+    if config.model.adapter_model is None and "ref" in getattr(model, "peft_config", {}) and starts_at_zero(config):
+        model.delete_adapter("ref")
+
+
+def starts_at_zero(config: RunConfig) -> bool:
+    """Whether a fresh adapter changes nothing: not so with an initialisation that splits the base."""
+    return config.peft.lora_init_weights in {"default", "gaussian", "orthogonal"}
+
+
+def autocast_of(config: RunConfig, device: torch.device) -> dict[str, bool]:
+    """``bf16`` and ``fp16`` of transformers' arguments, as ``mixed_precision_dtype`` says."""
+    asked = config.training.mixed_precision_dtype
+    if asked == "fp16" and device.type == "cpu":
+        raise UsageError(
+            "training.mixed_precision_dtype: fp16 is hundreds of times slower than bf16 on a CPU; use bf16 or none"
+        )
+    bf16 = asked == "bf16" or (asked == "auto" and bfloat16_is_fast(device))
+    return {"bf16": bf16, "fp16": asked == "fp16"}
+
+
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,0 +1,160 @@
+"""What one run knows beside what TRL knows: its folder, its data, where it stands."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from graftwork.errors import RunError
+from graftwork.files import remove_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerFast
+
+    from graftwork.config import RunConfig
+    from graftwork.data.batch import Row
+    from graftwork.runs.run import Run
+    from graftwork_trl.batches import Batch
+    from graftwork_trl.data import Data
+
+STATE_FILE = "graftwork_state.json"
+
+
+@dataclass(slots=True)
+class State:
+    """Where a run stands, as far as transformers' ``trainer_state.json`` does not say it."""
+
+    tokens: int = 0
+    best_metric: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+    loader: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """One run. ``make`` makes a batch of a row; ``data`` is None where TRL draws the samples itself (GRPO), and then
+    ``steps_in_epoch`` says how long a pass over the prompts is.
+
+    ``rows`` are those of the step that is being taken, on all processes; ``stopped_by`` is a signal that came.
+    """
+
+    run: Run
+    config: RunConfig
+    tokenizer: PreTrainedTokenizerFast
+    total_steps: int
+    data: Data | None = None
+    make: Callable[[Row], Batch] | None = None
+    steps_in_epoch: int = 1
+    evaluates: bool = False
+    state: State = field(default_factory=State)
+    last: dict[str, float] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    began: float = 0.0
+    seconds: float = 0.0
+    new_epoch: bool = False
+    saved_step: int | None = None
+    stopped_by: int | None = None
+
+    def is_logged(self, step: int) -> bool:
+        """Whether the metrics of a step are written."""
+        training = self.config.training
+        if step == self.total_steps or (step == 1 and training.logging_first_step):
+            return True
+        if training.logging_strategy == "steps":
+            return step % training.logging_steps == 0
+        return training.logging_strategy == "epoch" and self.new_epoch
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether an evaluation follows a step."""
+        training = self.config.training
+        due = training.eval_strategy == "steps" and step % training.eval_steps == 0
+        at_end = training.eval_strategy == "epoch" and self.new_epoch
+        return self.evaluates and (step == self.total_steps or due or at_end)
+
+    def is_saved(self, step: int) -> bool:
+        """Whether a checkpoint follows a step."""
+        training = self.config.training
+        return bool(training.save_steps and step % training.save_steps == 0) or (training.save_epoch and self.new_epoch)
+
+    def end_step(self, step: int) -> None:
+        """After the optimizer has stepped."""
+        self.seconds = time.perf_counter() - self.began
+        self.state.tokens += sum(row.num_tokens for row in self.rows)
+        if self.data is None:
+            self.new_epoch = step % self.steps_in_epoch == 0
+
+    def speed(self, device: torch.device) -> dict[str, float]:
+        """What is measured of a step beside TRL's metrics."""
+        tokens = sum(row.num_tokens for row in self.rows)
+        counted = {
+            "tokens": tokens,
+            "supervised_tokens": sum(row.num_labels for row in self.rows),
+            "tokens_per_s": round(tokens / self.seconds, 1),
+        }
+        return {
+            **(counted if self.rows else {}),
+            "step_time_s": round(self.seconds, 4),
+            "peak_memory_bytes": peak_memory_bytes(device),
+        }
+
+    def compare(self, step: int, metric: float) -> bool:
+        """Keeps count of the best evaluation; says whether this is it. An equal one is no gain."""
+        state, threshold = self.state, self.config.training.early_stopping_threshold
+        gain = metric < (float("inf") if state.best_metric is None else state.best_metric - threshold)
+        if gain:
+            state.best_metric, state.best_step, state.evaluations_without_gain = metric, step, 0
+        else:
+            state.evaluations_without_gain += 1
+        return gain
+
+    def has_stalled(self) -> bool:
+        """Whether the evaluations have brought no gain for long enough."""
+        patience = self.config.training.early_stopping_patience
+        return patience is not None and self.state.evaluations_without_gain >= patience
+
+    def checkpoint(self, step: int | None) -> Path:
+        """The folder of a step's checkpoint."""
+        return self.run.folder / "checkpoints" / f"step-{step}"
+
+    def save(self, folder: Path) -> None:
+        """Writes :class:`State` into a checkpoint."""
+        if self.data is not None:
+            self.state.loader = self.data.train.state_dict()
+        (folder / STATE_FILE).write_text(json.dumps(asdict(self.state)), encoding="utf-8")
+
+    def restore(self, folder: Path) -> None:
+        """The inverse of :meth:`save`. Raises :class:`RunError` where the folder is no checkpoint of a TRL trainer."""
+        try:
+            self.state = State(**json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(
+                f"{folder} is not a checkpoint that a TRL trainer can go on from: {type(error).__name__}: {error}; "
+                "delete or move it, and --resume goes on from the one before it"
+            ) from error
+        if self.data is not None:
+            self.data.train.load_state_dict(self.state.loader)
+
+    def remove_old(self) -> None:
+        """Keeps the newest ``save_total_limit`` checkpoints, and the best one."""
+        limit = self.config.training.save_total_limit
+        for path in self.run.checkpoints[:-limit] if limit else []:
+            if path.name != f"step-{self.state.best_step}":
+                remove_folder(path)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that there was: of the device's memory on CUDA, else of the process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,300 @@
+"""A TRL method from a train request to a run folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import warnings
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset, disable_progress_bars, enable_progress_bars, is_progress_bar_enabled
+from peft import PeftModel
+from transformers import PrinterCallback
+
+from graftwork.builders import build_tokenizer
+from graftwork.builders.family import family_of_params
+from graftwork.data.loader import describe, schema_of
+from graftwork.errors import UsageError
+from graftwork.files import complete_folder
+from graftwork.registry import get_registry
+from graftwork.runs.signals import handled, stop
+from graftwork.tokenizers import stop_token_ids
+from graftwork.training import TrainRequest, TrainResult
+from graftwork_trl.arguments import arguments
+from graftwork_trl.batches import maker
+from graftwork_trl.data import count_steps, load_data
+from graftwork_trl.grpo import Grpo, Prompts, prompts_per_step, rewards_of
+from graftwork_trl.loops import OwnSteps, explained, get_specials, recorded, save_model
+from graftwork_trl.methods import METHODS, quiet
+from graftwork_trl.model import forget_copy_of_fresh_adapter, load_model, reference_of
+from graftwork_trl.params import GrpoOptions, Options
+from graftwork_trl.recorder import Recorder
+from graftwork_trl.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
+
+STAND_INS = {
+    "odds": {"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]},
+    "language": {"input_ids": [[0]], "labels": [[0]]},
+}
+"""One row for the constructor of a TRL trainer, which looks at the columns; the batches come from elsewhere."""
+
+
+class TrlTrainer:
+    """One run of a TRL method."""
+
+    def __init__(self, request: TrainRequest) -> None:
+        assert isinstance(request.params, Options)
+        self.request, self.config, self.options = request, request.config, request.params
+        spec = get_registry().trainers[self.config.training.trainer_type]
+        self.method = METHODS[spec.name]
+        self.classes = self.method.load()
+        quiet(self.config.training.dep_log_level)
+        check(self.config, self.method.name)
+
+    def train(self) -> TrainResult:
+        """Runs to the last step, to an early stop, or to Ctrl-C or SIGTERM, which save."""
+        self._set_up()
+        run, session = self.request.run, self.session
+        resume = self.request.resume_from
+        if resume is not None:
+            session.restore(resume)
+        run.update(**self._facts())
+        run.start(step_of(resume))
+        self.trainer.args.eval_on_start = resume is None and session.evaluates and self.method.batch != "prompts"
+        with handled([signal.SIGINT, signal.SIGTERM], self._ask), calm():
+            self.trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        step = self.trainer.state.global_step
+        if session.stopped_by is not None and step < session.total_steps:
+            path = session.checkpoint(step)
+            logger.warning("stopped at step %d; saved %s; go on with --resume", step, path)
+            return self._result(None, interrupted_by=session.stopped_by)
+        return self._result(self._save_final() if self.config.training.save_final_model else None)
+
+    def _ask(self, number: int) -> None:
+        if self.session.stopped_by is not None:
+            stop(number)
+        self.session.stopped_by = number
+        logger.warning("stopping after this step and saving; press Ctrl-C again to stop at once without saving")
+
+    # Setting up
+
+    def _set_up(self) -> None:
+        """Data first: its mistakes are found before the model is loaded, which takes longest."""
+        config = self.config
+        self.tokenizer = build_tokenizer(config.model, stand_in_template=schema_of(config.data.train) != "text")
+        self.stop_ids = stop_token_ids(self.tokenizer, family=family_of_params(config.model))
+        self.processes = PartialState(cpu=is_cpu(config.model.device_map)).num_processes
+        parts = self._prompts() if self.method.batch == "prompts" else self._batches()
+        model, self.loaded_dtype = load_model(config, scores=self.method.batch == "reward")
+        masters = [(one, one.data) for one in model.parameters() if one.requires_grad]
+        specials = get_specials(model)
+        trainer_class = recorded(self.classes[0], Grpo if self.method.batch == "prompts" else OwnSteps)
+        with calm(), refusals():
+            self.trainer = trainer_class(
+                model=model,
+                args=self._arguments(model),
+                processing_class=self._padding_tokenizer(),
+                callbacks=[Recorder(self.session)],
+                **parts,
+                **self._reference(model),
+            )
+        for parameter, data in masters:  # TRL rounds the adapter of a quantized model to bfloat16
+            parameter.data = data.to(parameter.device)
+        forget_copy_of_fresh_adapter(model, config)
+        self.trainer.remove_callback(PrinterCallback)
+        self.trainer.session = self.session
+        if self.method.batch == "reward":  # it finds an answer's end by the padding token
+            specials[0]["pad_token_id"] = model.config.get_text_config().pad_token_id
+        self.trainer.specials = specials
+        if self.method.batch == "odds":
+            self.trainer.use_dpo_data_collator = True  # the batches are as that one makes them
+        if isinstance(self.trainer, Grpo):
+            self.trainer.prompts = self.prompts
+
+    def _batches(self) -> dict[str, Any]:
+        """Loaders, and a row that stands in for them where TRL asks for a data set."""
+        config, method = self.config, self.method
+        data = load_data(config, method, self.tokenizer, self.stop_ids, self.processes)
+        pad_id = self._padding_tokenizer().pad_token_id
+        make = maker(method.batch, pad_id, pack=config.data.train.pack, labels=data.labels)
+        self.session = Session(
+            run=self.request.run,
+            config=config,
+            tokenizer=self.tokenizer,
+            total_steps=count_steps(config, data.train),
+            data=data,
+            make=make,
+            evaluates=data.validation is not None,
+        )
+        row = STAND_INS.get(method.batch, {"prompt_ids": [[0]]})
+        return {"train_dataset": Dataset.from_dict(row), "data_collator": first}
+
+    def _prompts(self) -> dict[str, Any]:
+        """Prompts and rewards for GRPO."""
+        config, options = self.config, self.options
+        assert isinstance(options, GrpoOptions)
+        self.prompts = Prompts(config, config.data.train, self.method, self.tokenizer)
+        at_once = prompts_per_step(config, options, self.processes)
+        epoch = max(1, len(self.prompts.order_of_epoch()) // at_once)
+        training = config.training
+        steps = training.max_steps if training.max_steps > 0 else max(1, round(training.num_train_epochs * epoch))
+        parts: dict[str, Any] = {
+            "train_dataset": self.prompts.dataset(steps * at_once),
+            "reward_funcs": rewards_of(options),
+        }
+        if config.data.validation.datasets:
+            held_out = Prompts(config, config.data.validation, self.method, self.tokenizer)
+            self.prompts.ids |= held_out.ids
+            parts["eval_dataset"] = held_out.dataset()
+        self.session = Session(
+            run=self.request.run,
+            config=config,
+            tokenizer=self.tokenizer,
+            total_steps=steps,
+            steps_in_epoch=epoch,
+            evaluates="eval_dataset" in parts,
+        )
+        return parts
+
+    def _arguments(self, model: Any) -> Any:
+        if self.method.batch == "prompts":
+            # Answers end where the family's answers end, not only at the tokenizer's EOS.
+            model.generation_config.eos_token_id = sorted(self.stop_ids)
+        return arguments(
+            self.classes[1],
+            self.config,
+            self.options,
+            self.method,
+            total_steps=self.session.total_steps,
+            folder=self.request.run.folder,
+            device=model.device,
+        )
+
+    def _reference(self, model: Any) -> dict[str, Any]:
+        if not self.method.reference:
+            return {}
+        return {"ref_model": reference_of(model)}
+
+    def _padding_tokenizer(self) -> PreTrainedTokenizerFast:
+        """A copy for TRL, which pads with a token and changes what it is given."""
+        tokenizer = deepcopy(self.tokenizer)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+        return tokenizer
+
+    def _facts(self) -> dict[str, Any]:
+        """What ``run.json`` says of the run."""
+        parameters = list(self.trainer.model.parameters())
+        data = self.session.data
+        return {
+            "num_parameters": sum(one.numel() for one in parameters),
+            "trained_parameters": sum(one.numel() for one in parameters if one.requires_grad),
+            "device": str(self.trainer.args.device),
+            "processes": self.processes,
+            "layout": "padded batches",
+            "data_train": describe(data.train) if data else {"prompts": len(self.prompts.rows)},
+            "total_steps": self.session.total_steps,
+        }
+
+    # The end
+
+    def _save_final(self) -> Path:
+        """``final/``: the last weights, or the best ones, in the type that the model was loaded in."""
+        path = self.request.run.folder / "final"
+        trainer, state = self.trainer, self.session.state
+        if self.config.training.load_best_model_at_end and state.best_step not in (None, trainer.state.global_step):
+            logger.info("final/ gets the weights of step %d, eval_loss %.4f", state.best_step, state.best_metric)
+            trainer._load_from_checkpoint(str(self.session.checkpoint(state.best_step)))
+        if not trainer.is_world_process_zero():
+            return path
+        model, mode = trainer.accelerator.unwrap_model(trainer.model), self.config.peft.save_mode
+        if not isinstance(model, PeftModel):
+            model = model.to(self.loaded_dtype)
+        elif mode == "merged":
+            model = model.merge_and_unload()
+        with explained(path), complete_folder(path) as folder:
+            save_model(folder, model, self.session, trainer.specials)
+            if isinstance(model, PeftModel) and mode == "full":
+                save_model(folder, model.unload(), self.session, trainer.specials)
+        return path
+
+    def _result(self, path: Path | None, *, interrupted_by: int | None = None) -> TrainResult:
+        return TrainResult(
+            output_dir=self.request.run.folder,
+            model_path=path,
+            step=self.trainer.state.global_step,
+            metrics={**self.session.last, "total_tokens": self.session.state.tokens},
+            interrupted_by=interrupted_by,
+        )
+
+
+def check(config: Any, name: str) -> None:
+    """What no field shows by itself."""
+    metric = config.training.metric_for_best_model
+    if metric != "eval_loss" and not metric.startswith("eval_"):
+        raise UsageError(
+            f"training.metric_for_best_model: {metric} is not measured in an evaluation of {name}; name eval_loss, or "
+            "another of its metrics that begins with eval_"
+        )
+
+
+def first(examples: Any) -> Any:
+    """A collator that is never asked: the batches are made before."""
+    return examples[0]
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The step in a checkpoint's name."""
+    if checkpoint is None:
+        return 0
+    return int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+
+
+def is_cpu(device_map: Any) -> bool:
+    """Whether the model is to be on the CPU."""
+    return device_map == "cpu" or not torch.cuda.is_available()
+
+
+@contextmanager
+def calm() -> Iterator[None]:
+    """Without the progress bars of datasets, and without notices about what TRL and transformers do here."""
+    bars, logger_of_transformers = is_progress_bar_enabled(), logging.getLogger("transformers.trainer_utils")
+    disable_progress_bars()
+    logger_of_transformers.addFilter(is_news)
+    try:
+        with warnings.catch_warnings():
+            # TRL 1.16 has the old names of transformers 5.23 for gradient checkpointing in its own code
+            warnings.filterwarnings(
+                "ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning
+            )
+            yield
+    finally:
+        logger_of_transformers.removeFilter(is_news)
+        if bars:
+            enable_progress_bars()
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a notice is worth passing on: that the special tokens were aligned is undone in what is saved."""
+    return "new PAD/BOS/EOS tokens" not in str(record.msg)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What TRL's constructors refuse, as an error of ours; the text is theirs, and so are the names in it."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(f"training: TRL refuses this configuration: {error}") from error
