@@ -32,6 +32,7 @@ def check_all(config: RunConfig) -> list[Problem]:
         _check_evaluation,
         _check_schedule,
         _check_adapter,
+        _check_optimizer_in_backward,
         _check_trackers,
         _check_paths,
     )
@@ -182,6 +183,13 @@ def _check_adapter(config: RunConfig) -> Iterator[Problem]:
         if value and not use_peft:
             text = "quantized weights are not trained themselves, an adapter on them is; set training.use_peft to true"
             yield Problem(path=("peft", name), value=value, text=text, related=(("training", "use_peft"),))
+    if (peft.q_lora or peft.quantizer) and peft.save_mode != "adapter" and not config.model.load_pretrained_weights:
+        text = (
+            "merges onto (or saves) the base in full precision, and a quantized base with fresh weights is nowhere in "
+            "full precision; save the adapter"
+        )
+        related = (("model", "load_pretrained_weights"), ("peft", "q_lora"))
+        yield Problem(path=("peft", "save_mode"), value=peft.save_mode, text=text, related=related)
     quantizers = get_registry().quantizers.values()
     if peft.q_lora and not peft.quantizer and not any(peft.q_lora_bits in spec.bits for spec in quantizers):
         text = (
@@ -200,6 +208,23 @@ def _check_trackers(config: RunConfig) -> Iterator[Problem]:
         found = f"is {wandb.state}: {wandb.reason}" if wandb else "is not installed: pip install graftwork-wandb"
         text = f"the plugin wandb, which writes to Weights & Biases, {found}"
         yield Problem(path=("training", "enable_wandb"), value=True, text=text)
+
+
+def _check_optimizer_in_backward(config: RunConfig) -> Iterator[Problem]:
+    """Nothing can be asked of all gradients together where each is gone before the next is made."""
+    training = config.training
+    if not training.optimizer_in_backward:
+        return
+    asked = (
+        ("gradient_accumulation_steps", 1, "gradients of several passes are added up, and here none is kept"),
+        ("max_grad_norm", None, "clipping needs the norm of all gradients before the first step; set it to null"),
+        ("nonfinite_loss", "stop", "a step that is half done cannot be left out"),
+    )
+    for name, neutral, reason in asked:
+        if (value := getattr(training, name)) != neutral:
+            path: Path = ("training", name)
+            text = f"does not go with training.optimizer_in_backward: {reason}"
+            yield Problem(path=path, value=value, text=text, related=(("training", "optimizer_in_backward"),))
 
 
 def _check_paths(config: RunConfig) -> Iterator[Problem]:

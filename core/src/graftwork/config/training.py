@@ -48,6 +48,12 @@ class TrainingParams(Params):
         "stop", description="A loss or gradient that is NaN or infinite stops the run, or its batch is left out."
     )
 
+    optimizer_in_backward: bool = Field(
+        False, description="Step each weight when its gradient is made, and free it: no gradients at once in memory."
+    )
+    activation_offloading: bool = Field(
+        False, description="Keep a GPU's activations in the host's memory until the backward pass."
+    )
     mixed_precision_dtype: Literal["auto", "none", "bf16", "fp16"] = Field(
         "auto", description="Type of the matrix products; auto: bf16 where the hardware has it, else none."
     )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from graftwork.builders import build_tokenizer
@@ -15,16 +18,21 @@ from graftwork.registry import get_registry
 from graftwork.runs.memory import resident_bytes
 from graftwork.tokenizers import stop_token_ids
 from graftwork_native import precision
+from graftwork_native.backward_step import BackwardStep
 from graftwork_native.dpo import Dpo, prepare_for_pairs
 from graftwork_native.evaluation import Prompt, prompts_of
 from graftwork_native.model import device_of, load_model
 from graftwork_native.objective import CrossEntropy, Objective
+from graftwork_native.offload import Offloading, require_device
 from graftwork_native.optimizers import parameter_groups
 from graftwork_native.params import DpoParams, NativeParams
 from graftwork_native.reference import reference_of, rows_ahead
 from graftwork_native.trial import plan_forward
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     import torch
     from torch import nn
     from transformers import PreTrainedTokenizerFast
@@ -55,6 +63,9 @@ class Parts:
     total_steps: int
     loaded_dtype: torch.dtype
     facts: dict[str, Any]
+    saving: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """Where what the backward pass needs is kept on the way forward."""
+    backward_step: BackwardStep | None = None
 
 
 def set_up(request: TrainRequest) -> Parts:
@@ -99,7 +110,29 @@ def set_up(request: TrainRequest) -> Parts:
         total_steps=total_steps,
         loaded_dtype=loaded_dtype,
         facts=facts,
+        saving=saving_of(config, model),
+        backward_step=backward_step_of(config, optimizer),
     )
+
+
+def saving_of(config: RunConfig, model: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
+    """Where activations are kept: where they are made, or on the host (``training.activation_offloading``)."""
+    if not config.training.activation_offloading:
+        return nullcontext
+    require_device(device_of(model))
+    return partial(Offloading, model)
+
+
+def backward_step_of(config: RunConfig, optimizer: torch.optim.Optimizer) -> BackwardStep | None:
+    """The steps within the backward pass, where they are asked for."""
+    if not config.training.optimizer_in_backward:
+        return None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "training.optimizer_in_backward: with several processes a weight is stepped by the sum of their gradients, "
+            "which is made after the backward pass: remove it, or train in one process"
+        )
+    return BackwardStep(optimizer)
 
 
 def objective_of(

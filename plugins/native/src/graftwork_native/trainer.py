@@ -134,10 +134,15 @@ class NativeTrainer:
         """One optimizer step over all its rows; None where their loss is no number and they are left out."""
         rate = learning_rate(self.training, self.state.step, self.parts.total_steps)
         objective, optimizer = self.parts.objective, self.parts.optimizer
+        if self.parts.backward_step is not None:
+            self.parts.backward_step.rows = rows
         scale = 1.0 / max(1, sum(objective.weight(row) for row in rows))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         losses = []
         for row in rows:
-            part = objective.loss(row, scale)
+            with self.parts.saving():
+                part = objective.loss(row, scale)
             part.backward()
             losses.append(float(part.detach()))
         norm = self._clip()
@@ -145,8 +150,6 @@ class NativeTrainer:
         if not (math.isfinite(sum(losses)) and math.isfinite(norm)):
             self._leave_out(rows, losses, norm)
             return None
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
@@ -186,6 +189,8 @@ class NativeTrainer:
 
         As ``clip_grad_norm_``, which also goes over every gradient to multiply it by one where it is not.
         """
+        if self.parts.backward_step is not None:
+            return self.parts.backward_step.norm()
         trained = [parameter for group in self.parts.optimizer.param_groups for parameter in group["params"]]
         norm = get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
         limit = self.training.max_grad_norm
