@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from graftwork.config import DatasetParams, DatasetSplitParams
+from graftwork.data.account import Account, Outcome
 from graftwork.data.batch import to_row
 from graftwork.data.blocks import Packer
 from graftwork.data.indexed import IndexedLoader
+from graftwork.data.lengths import prepare
 from graftwork.data.order import epoch_order, interleave
 from graftwork.data.readers import FileSource, read_json_lines
 from graftwork.data.samples import Sample
@@ -202,8 +204,23 @@ def streamed(tmp_path: Path, *params: dict[str, Any], packing: Any = "cut", batc
 
     packer = Packer(8, packing, documents=packing == "cut")
     return StreamedLoader(
-        Mixture(streams, split, 5), [encode] * len(paths), packer, batch_size=batch_size, accumulation=2
+        Mixture(streams, split, 5),
+        [used(encode)] * len(paths),
+        [Account(path.name) for path in paths],
+        packer,
+        batch_size=batch_size,
+        accumulation=2,
     )
+
+
+def used(encode: Any) -> Any:
+    """What becomes of a row whose sample is what ``encode`` gives, and that is dropped where it gives None."""
+
+    def prepare(row: Row) -> Outcome:
+        sample = encode(row)
+        return Outcome(row.where, sample, "used" if sample else "dropped", "" if sample else "too long")
+
+    return prepare
 
 
 @pytest.mark.parametrize("stop", [1, 2, 5, 9, 14])
@@ -266,11 +283,15 @@ def test_a_stream_without_samples_ends_with_a_reason(tmp_path: Path, empty: str)
     if empty == "no rows":
         (tmp_path / "0.jsonl").write_text("\n")
     elif empty == "all dropped":
-        loader.encoders = [lambda row: None]
+        loader.prepare = [used(lambda row: None)]
     else:
-        loader.encoders = [lambda row: sample_of(1, 1)]
-    message = r"0\.jsonl: no rows in the dataset" if empty == "no rows" else r"none that can be learned from"
-    with pytest.raises(DataError, match=message):
+        loader.prepare = [used(lambda row: sample_of(1, 1))]
+    message = {
+        "no rows": r"0\.jsonl: no rows in the dataset",
+        "all dropped": r"0\.jsonl: none of its 9 rows can be used: .*rows 1, 2, 3 and 6 more: too long; there",
+        "one token each": r"none that can be learned from",
+    }
+    with pytest.raises(DataError, match=message[empty]):
         next(loader.steps())
 
 
@@ -281,7 +302,12 @@ def test_short_epochs_still_fill_a_block(tmp_path: Path) -> None:
     stream = ShuffledRows(FileSource((path,), read_json_lines), split.datasets[0], 5)
     packer = Packer(50, "cut", documents=True)
     loader = StreamedLoader(
-        Mixture([stream], split, 5), [lambda row: sample_of(1)], packer, batch_size=1, accumulation=1
+        Mixture([stream], split, 5),
+        [used(lambda row: sample_of(1))],
+        [Account("a")],
+        packer,
+        batch_size=1,
+        accumulation=1,
     )
     assert next(loader.steps())[0].num_tokens == 50
 
@@ -289,3 +315,105 @@ def test_short_epochs_still_fill_a_block(tmp_path: Path) -> None:
 def test_a_row_of_one_token_samples_has_no_labels() -> None:
     row = to_row([sample_of(1, 1), sample_of(2, 1)])
     assert (row.num_tokens, row.num_labels) == (2, 0)
+
+
+# A streamed mixture is the one in memory
+
+
+def mixture_of(tmp_path: Path, sizes: list[int], *params: dict[str, Any], **fields: Any) -> Mixture:
+    paths = [write(tmp_path / f"{number}.jsonl", size) for number, size in enumerate(sizes)]
+    split = split_of(*({**one, "dataset_path": str(path)} for one, path in zip(params, paths, strict=True)), **fields)
+    streams = [
+        ShuffledRows(FileSource((path,), read_json_lines), one, 5)
+        for path, one in zip(paths, split.datasets, strict=True)
+    ]
+    return Mixture(streams, split, 5)
+
+
+def drawn(mixture: Mixture, count: int) -> list[tuple[int, int]]:
+    return [(number, row.data["n"]) for number, row in (mixture.next() for _ in range(count))]
+
+
+@pytest.mark.parametrize("strategy", ["first_exhausted", "all_exhausted"])
+def test_a_streamed_mixture_is_the_one_in_memory(tmp_path: Path, strategy: str) -> None:
+    """Epoch after epoch, which end where the strategy says; that in memory is the one of `datasets`."""
+    sizes, shares = [11, 40, 23], [{"mixture_proportion": share} for share in (0.2, 0.5, 0.3)]
+    mixture = mixture_of(tmp_path, sizes, *shares, mixture_strategy=strategy)
+    for epoch in range(3):
+        ours = order(sizes, split_of(*shares, mixture_strategy=strategy), seed=5, epoch=epoch)
+        assert drawn(mixture, len(ours)) == ours
+        assert mixture.epoch == epoch
+
+
+def test_without_proportions_every_row_comes_once_an_epoch(tmp_path: Path) -> None:
+    mixture = mixture_of(tmp_path, [2, 3], {}, {})
+    assert drawn(mixture, 10) == order([2, 3], split_of({}, {})) * 2
+    shuffled = mixture_of(tmp_path, [20, 30], {"shuffle": True}, {"shuffle": True})
+    epochs = [drawn(shuffled, 50) for _ in range(2)]
+    assert all(sorted(epoch) == order([20, 30], split_of({}, {})) for epoch in epochs)
+    assert {number for number, _ in epochs[0][:20]} == {0, 1}, "drawn among both, not one after the other"
+
+
+def test_a_dataset_of_which_no_row_is_wanted_holds_up_nothing(tmp_path: Path) -> None:
+    mixture = mixture_of(tmp_path, [2, 3], {"sample_count": 0}, {})
+    assert drawn(mixture, 6) == [(1, 0), (1, 1), (1, 2)] * 2
+    with pytest.raises(DataError, match=r"none that can be learned from: .*sample_count"):
+        drawn(mixture_of(tmp_path, [2], {"sample_count": 0}), 1)
+
+
+# What became of the rows
+
+
+def counted(tmp_path: Path, *, max_rejected: float, **params: Any) -> StreamedLoader:
+    """Every third row is bad, and the last is no JSON."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"n": number}) + "\n" for number in range(9)) + "oops\n")
+    split = split_of({"dataset_path": str(path), **params})
+    stream = ShuffledRows(FileSource((path,), read_json_lines), split.datasets[0], 5)
+
+    def encode(row: Row) -> Sample:
+        if row.data["n"] % 3 == 2:
+            raise DataError(f"{row.where}: bad")
+        return sample_of(row.data["n"])
+
+    return StreamedLoader(
+        Mixture([stream], split, 5),
+        [lambda row: prepare(row, encode, None, "error")],
+        [Account("a.jsonl", max_rejected)],
+        Packer(8, "none", documents=True),
+        batch_size=1,
+        accumulation=1,
+    )
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5, 6, 7, 13])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_stream_counts_each_row_once_also_when_it_is_resumed(tmp_path: Path, stop: int, shuffle: bool) -> None:
+    straight = counted(tmp_path, max_rejected=4, shuffle=shuffle, shuffle_buffer_size=3)
+    rows = [first_tokens(step) for step in islice(straight.steps(), 20)]
+    first = counted(tmp_path, max_rejected=4, shuffle=shuffle, shuffle_buffer_size=3)
+    list(islice(first.steps(), stop))
+    second = counted(tmp_path, max_rejected=4, shuffle=shuffle, shuffle_buffer_size=3)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert [first_tokens(step) for step in islice(second.steps(), 20 - stop)] == rows[stop:]
+    for loader in (straight, second):
+        [account] = loader.accounts
+        assert (account.read, account.used, account.closed) == (10, 6, True)
+        said = [(kind.reason.partition(":")[0], kind.rows) for kind in account.rejected.values()]
+        assert sorted(said) == [("bad", 3), ("not JSON", 1)]
+
+
+def test_a_stream_stops_where_too_many_rows_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.jsonl:3: bad$"):
+        list(islice(counted(tmp_path, max_rejected=0).steps(), 5))
+    loader = counted(tmp_path, max_rejected=1)
+    assert len(list(islice(loader.steps(), 4))) == 4
+    with pytest.raises(
+        DataError, match=r"2 of 6 rows cannot be used:\n.*rows 3 and 6: bad\n  more than max_rejected: 1 a"
+    ):
+        next(loader.steps())
+    # A share is judged after a hundred rows, or at the end of the epoch.
+    loader = counted(tmp_path, max_rejected=0.3)
+    assert len(list(islice(loader.steps(), 6))) == 6
+    with pytest.raises(DataError, match=r"4 of 10 rows cannot be used:"):
+        next(loader.steps())

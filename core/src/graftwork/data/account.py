@@ -99,6 +99,7 @@ class Account:
         self.max_rejected = max_rejected
         self.read = 0
         self.used = 0
+        self.closed = False
         self.rejected: Kinds = {}
         self.dropped: Kinds = {}
         self.truncated: Kinds = {}
@@ -139,6 +140,7 @@ class Account:
 
     def close(self) -> None:
         """All rows are read: judges them, says in the log what was left out, and that there is something to use."""
+        self.closed = True
         self.judge()
         if not self.used:
             raise DataError(f"{self.name}: {self._why_none()}; there is nothing to train on")
@@ -165,11 +167,11 @@ class Account:
         """For run.json and checkpoints: counts, and lists of ``{file, reason, rows, places, alike}``."""
         names = ("rejected", "dropped", "truncated")
         kinds = {name: [kind.to_plain() for kind in of.values()] for name, of in zip(names, self._kinds(), strict=True)}
-        return {"name": self.name, "read": self.read, "used": self.used, **kinds}
+        return {"name": self.name, "read": self.read, "used": self.used, "closed": self.closed, **kinds}
 
     def load_plain(self, data: dict[str, Any]) -> None:
         """The inverse of :meth:`to_plain`; the threshold stays as it is configured now."""
-        self.read, self.used = data["read"], data["used"]
+        self.read, self.used, self.closed = data["read"], data["used"], data["closed"]
         for name, kinds in zip(("rejected", "dropped", "truncated"), self._kinds(), strict=True):
             kinds.clear()
             for item in data[name]:

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from graftwork.chat.fit import require_stops
+from graftwork.data.account import Account
 from graftwork.data.blocks import Packer, Packing
 from graftwork.data.indexed import IndexedLoader, read_samples
+from graftwork.data.lengths import prepare
 from graftwork.data.names import look_up
 from graftwork.data.preference import pair_encoder
 from graftwork.data.readers import OpenRequest, RowSource
-from graftwork.data.samples import Encode, chat_encoder, fit, text_encoder
+from graftwork.data.samples import Encode, chat_encoder, text_encoder
 from graftwork.data.streaming import Mixture, ShuffledRows, StreamedLoader
 from graftwork.errors import DataError
 
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from graftwork.config import DatasetParams, DatasetSplitParams
+    from graftwork.data.account import Outcome
     from graftwork.data.readers import Row
-    from graftwork.data.samples import Sample
     from graftwork.specs import DatasetSpec
 
 logger = logging.getLogger(__name__)
@@ -87,25 +89,26 @@ def load_indexed(request: LoadRequest) -> IndexedLoader:
 
 def load_streamed(request: LoadRequest) -> StreamedLoader:
     """Opens the sources and reads nothing yet."""
-    streams, encoders = [], []
+    streams, encoders, accounts = [], [], []
     for params in request.split.datasets:
         spec, options = look_up(params)
         streams.append(ShuffledRows(open_source(params, spec, options), params, seed_of(request)))
         encoders.append(fitted(encoder_for(spec, options, request), spec.schema, request))
+        accounts.append(Account(params.dataset_path or params.dataset_name, request.split.max_rejected))
     return StreamedLoader(
         Mixture(streams, request.split, seed_of(request)),
         encoders,
+        accounts,
         packer_for(request)(),
         batch_size=request.batch_size,
         accumulation=request.accumulation,
     )
 
 
-def fitted(encode: Encode, schema: str, request: LoadRequest) -> Callable[[Row], Sample | None]:
-    """The encoder with the length policy behind it; documents are cut later."""
-    if schema == "text":
-        return encode
-    return lambda row: fit(encode(row), request.max_length, request.split.over_long)
+def fitted(encode: Encode, schema: str, request: LoadRequest) -> Callable[[Row], Outcome]:
+    """A row's way to a sample with the length policy behind it; documents are cut later."""
+    limit = None if schema == "text" else request.max_length
+    return lambda row: prepare(row, encode, limit, request.split.over_long)
 
 
 def open_source(params: DatasetParams, spec: DatasetSpec, options: BaseModel | None) -> RowSource:

@@ -9,16 +9,20 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from graftwork.data.files import Unreadable
 from graftwork.data.indexed import NOTHING_LEFT, to_rows
 from graftwork.data.order import dataset_seed
 from graftwork.data.readers import START, Position, Row, RowSource
-from graftwork.data.samples import Sample, from_plain, to_plain
+from graftwork.data.samples import from_plain, to_plain
 from graftwork.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from graftwork.config import DatasetParams, DatasetSplitParams
+    from graftwork.data.account import Account, Outcome
     from graftwork.data.batch import Row as TensorRow
     from graftwork.data.blocks import Block, Packer
 
@@ -28,26 +32,46 @@ class ShuffledRows:
 
     def __init__(self, source: RowSource, params: DatasetParams, seed: int) -> None:
         self.source = source
+        self.params = params
         self.limit = params.sample_count
         self.capacity = params.shuffle_buffer_size if params.shuffle else 1
         self.generator = random.Random(f"{dataset_seed(params, seed)}:{params.dataset_path}")  # noqa: S311
         self.epoch = 0
         self.taken = 0
         self.position: Position = START
+        self.seen: Position = START
+        self.whole = False
         self.buffer: list[Row] = []
         self._rows = source.rows(START)
 
     def next(self) -> Row:
         """The next row; after the last one of an epoch the next epoch begins."""
-        if not self._fill():
+        if self.exhausted:
             if self.taken == 0:
-                raise DataError(f"{self.source.files[0]}: no rows in the dataset; give it some, or remove it")
-            self._begin(self.epoch + 1)
+                name = self.params.dataset_path or self.params.dataset_name
+                raise DataError(f"{name}: no rows in the dataset; give it some, or remove it")
+            self.restart()
             self._fill()
         self.taken += 1
         place = self.generator.randrange(len(self.buffer)) if self.capacity > 1 else 0
         self.buffer[place], self.buffer[-1] = self.buffer[-1], self.buffer[place]
         return self.buffer.pop()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the epoch has no more rows; looks one row ahead."""
+        return not self._fill()
+
+    def is_new(self, row: Row) -> bool:
+        """Whether no earlier epoch read as far as ``row``: of those that did, each row is counted already."""
+        return row.after > self.seen
+
+    def restart(self) -> None:
+        """Begins the next epoch, also before the end of this one."""
+        self.whole = self.whole or self.exhausted
+        self.seen = max(self.seen, self.position)
+        self.epoch, self.taken, self.position, self.buffer = self.epoch + 1, 0, START, []
+        self._rows = self.source.rows(START)
 
     def _fill(self) -> bool:
         """Reads until the buffer is full or the epoch's rows are; says whether there is a row to take."""
@@ -59,10 +83,6 @@ class ShuffledRows:
             self.buffer.append(row)
         return bool(self.buffer)
 
-    def _begin(self, epoch: int) -> None:
-        self.epoch, self.taken, self.position = epoch, 0, START
-        self._rows = self.source.rows(START)
-
     def state_dict(self) -> dict[str, Any]:
         """Plain data; see the module."""
         version, internal, gauss = self.generator.getstate()
@@ -70,7 +90,9 @@ class ShuffledRows:
             "epoch": self.epoch,
             "taken": self.taken,
             "position": list(self.position),
-            "buffer": [{"data": row.data, "where": row.where, "after": list(row.after)} for row in self.buffer],
+            "seen": list(self.seen),
+            "whole": self.whole,
+            "buffer": [row_to_plain(row) for row in self.buffer],
             "generator": [version, list(internal), gauss],
         }
 
@@ -78,55 +100,109 @@ class ShuffledRows:
         """The inverse of :meth:`state_dict`."""
         self.epoch, self.taken = state["epoch"], state["taken"]
         self.position = to_position(state["position"])
-        self.buffer = [Row(item["data"], item["where"], to_position(item["after"])) for item in state["buffer"]]
+        self.seen, self.whole = to_position(state["seen"]), state["whole"]
+        self.buffer = [row_from_plain(item) for item in state["buffer"]]
         self.generator.setstate(to_generator_state(state["generator"]))
         self._rows = self.source.rows(self.position)
 
 
 class Mixture:
-    """Rows of several datasets, drawn by their proportions, or all alike where there are none."""
+    """Rows of several datasets, epoch after epoch.
+
+    With proportions each row is drawn as :func:`~graftwork.data.order.interleave` draws it, and an epoch ends when
+    the first dataset has run out or when all have, as ``mixture_strategy`` says. Without them every row comes once:
+    one dataset after the other, or drawn among those that have rows left where all are to be shuffled.
+    """
 
     def __init__(self, streams: Sequence[ShuffledRows], split: DatasetSplitParams, seed: int) -> None:
         self.streams = streams
-        proportions = [params.mixture_proportion for params in split.datasets]
-        equal = [1.0] * len(streams)
-        self.weights = equal if proportions[0] is None else [proportion or 0.0 for proportion in proportions]
-        self.generator = random.Random(f"mixture:{seed}")  # noqa: S311
+        self.strategy = split.mixture_strategy
+        self.mixed = all(params.shuffle for params in split.datasets)
+        self.weights = [params.mixture_proportion or 0.0 for params in split.datasets]
+        self.proportional = any(params.mixture_proportion is not None for params in split.datasets)
+        self.seed = seed
+        self._begin(0)
+
+    def _begin(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.done: set[int] = set()
+        self.generator = np.random.default_rng([self.seed, len(self.streams), epoch])
+
+    @property
+    def wanted(self) -> list[int]:
+        """The numbers of the datasets that rows are taken from."""
+        return [
+            number
+            for number, stream in enumerate(self.streams)
+            if stream.limit != 0 and (not self.proportional or self.weights[number] > 0)
+        ]
 
     def next(self) -> tuple[int, Row]:
         """The number of a dataset, and its next row."""
-        number = self.generator.choices(range(len(self.streams)), self.weights)[0]
-        return number, self.streams[number].next()
+        if not self.wanted:
+            raise DataError(NOTHING_LEFT)
+        if self._is_over():
+            for stream in self.streams:
+                if stream.taken:
+                    stream.restart()
+            self._begin(self.epoch + 1)
+        number = self._draw() if self.proportional else self._pick()
+        row = self.streams[number].next()
+        if self.streams[number].exhausted:
+            self.done.add(number)
+        return number, row
+
+    def _is_over(self) -> bool:
+        enough = any if self.proportional and self.strategy == "first_exhausted" else all
+        return enough(number in self.done for number in self.wanted)
+
+    def _draw(self) -> int:
+        shares = np.asarray(self.weights) / sum(self.weights)  # they may be rounded: 0.33, 0.33, 0.34
+        while (number := int(self.generator.choice(len(self.streams), p=shares))) not in self.wanted:
+            pass
+        return number
+
+    def _pick(self) -> int:
+        left = [number for number in self.wanted if number not in self.done]
+        return left[int(self.generator.integers(len(left)))] if self.mixed else left[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data; see the module."""
-        version, internal, gauss = self.generator.getstate()
         return {
-            "generator": [version, list(internal), gauss],
+            "epoch": self.epoch,
+            "done": sorted(self.done),
+            "generator": self.generator.bit_generator.state,
             "streams": [stream.state_dict() for stream in self.streams],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
-        self.generator.setstate(to_generator_state(state["generator"]))
+        self._begin(state["epoch"])
+        self.done = set(state["done"])
+        self.generator.bit_generator.state = state["generator"]
         for stream, own in zip(self.streams, state["streams"], strict=True):
             stream.load_state_dict(own)
 
 
 class StreamedLoader:
-    """Steps over a mixture of streams, without end: how long to train is for ``max_steps`` to say."""
+    """Steps over a mixture of streams, without end: how long to train is for ``max_steps`` to say.
+
+    ``prepare`` and ``accounts`` are one for each stream: what becomes of a row, and who counts it.
+    """
 
     def __init__(
         self,
         mixture: Mixture,
-        encoders: Sequence[Callable[[Row], Sample | None]],
+        prepare: Sequence[Callable[[Row], Outcome]],
+        accounts: Sequence[Account],
         packer: Packer,
         *,
         batch_size: int,
         accumulation: int,
     ) -> None:
         self.mixture = mixture
-        self.encoders = encoders
+        self.prepare = prepare
+        self.accounts = accounts
         self.packer = packer
         self.batch_size = batch_size
         self.accumulation = accumulation
@@ -134,9 +210,8 @@ class StreamedLoader:
 
     @property
     def epoch(self) -> int:
-        """Passes over the dataset that has been passed over least, of those that are drawn from."""
-        drawn = zip(self.mixture.streams, self.mixture.weights, strict=True)
-        return min(stream.epoch for stream, weight in drawn if weight > 0)
+        """Epochs of the mixture that are over."""
+        return self.mixture.epoch
 
     def steps(self) -> Iterator[list[TensorRow]]:
         """Each step's rows, from the loader's state on."""
@@ -152,14 +227,26 @@ class StreamedLoader:
         begin = self.epoch
         while self.epoch < begin + 2 or not self.packer.is_empty:
             number, row = self.mixture.next()
-            if (sample := self.encoders[number](row)) and (blocks := list(self.packer.add(sample))):
+            outcome = self.prepare[number](row)
+            self._count(number, row, outcome)
+            if outcome.sample and (blocks := list(self.packer.add(outcome.sample))):
                 return blocks
         raise DataError(NOTHING_LEFT)
+
+    def _count(self, number: int, row: Row, outcome: Outcome) -> None:
+        """Each row once, however many epochs there are; raises where too many are rejected."""
+        stream, account = self.mixture.streams[number], self.accounts[number]
+        if stream.is_new(row):
+            account.add(outcome)
+            account.judge(complete=False)
+        elif stream.whole and not account.closed:
+            account.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data; see the module."""
         return {
             "mixture": self.mixture.state_dict(),
+            "accounts": [account.to_plain() for account in self.accounts],
             "pending": self.packer.state_dict(),
             "ready": [[to_plain(sample) for sample in block] for block in self.ready],
         }
@@ -167,8 +254,22 @@ class StreamedLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         self.mixture.load_state_dict(state["mixture"])
+        for account, counted in zip(self.accounts, state["accounts"], strict=True):
+            account.load_plain(counted)
         self.packer.load_state_dict(state["pending"])
         self.ready = [[from_plain(item) for item in block] for block in state["ready"]]
+
+
+def row_to_plain(row: Row) -> dict[str, Any]:
+    """A row as plain data; of one that cannot be read, the reason."""
+    what = {"unreadable": row.data.message} if isinstance(row.data, Unreadable) else {"data": row.data}
+    return {**what, "where": row.where, "after": list(row.after)}
+
+
+def row_from_plain(item: dict[str, Any]) -> Row:
+    """The inverse of :func:`row_to_plain`."""
+    data = Unreadable(item["unreadable"]) if "unreadable" in item else item["data"]
+    return Row(data, item["where"], to_position(item["after"]))
 
 
 def to_position(value: Sequence[int]) -> Position:
