@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from graftwork.data.conversations import text_of, tools_of
+from graftwork.data.conversations import earlier, from_turns, given, said, text_of, tools_of
 from graftwork.data.lengths import TooLongError
 from graftwork.data.samples import Sample
+from graftwork.data.shapes import ANSWERS
 from graftwork.errors import DataError
 from graftwork.messages import Conversation, Message, Role
 
@@ -25,13 +25,11 @@ if TYPE_CHECKING:
     from graftwork.config import DatasetSplitParams
     from graftwork.data.readers import Row
 
-ANSWERS = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("response_j", "response_k"))
 PROMPTS = ("messages", "conversations", "conversation", "prompt", "question", "instruction")
 SHAPES = (
     "messages (or conversations) with chosen and rejected; prompt (or question) with chosen and rejected; "
     "instruction, input, chosen and rejected; or chosen and rejected as whole conversations"
 )
-SHAREGPT = {"human": "user", "gpt": "assistant", "observation": "tool"}
 OPENERS = (Role.SYSTEM, Role.USER)
 """Who speaks first in a whole conversation; an answer begins with the assistant."""
 
@@ -66,16 +64,20 @@ def to_pair(row: Row) -> Pair:
     The prompt stands beside the answers (Oumi's two shapes, ShareGPT's, Alpaca's, TRL's, Orca's), or the answers are
     whole conversations that begin alike (UltraFeedback, TRL's implicit prompt, Anthropic's HH).
     """
-    fields = next((names for names in ANSWERS if all(name in row.data for name in names)), None)
+    fields = next((names for names in ANSWERS if all(given(row.data, name) for name in names)), None)
     if fields is None:
         raise DataError(f"{row.where}: {listed(row)} are no preference row; expected one of: {SHAPES}")
+    first, second = (row.data[field] for field in fields)
     prompt = prompt_of(row)
-    if prompt is None and all(isinstance(row.data[field], str) for field in fields):
-        prompt, chosen, rejected = split_texts(*(row.data[field] for field in fields), row.where)
+    if not prompt and isinstance(first, str) and isinstance(second, str):
+        prompt, chosen, rejected = split_texts(first, second, row.where)
     else:
         chosen, rejected = (answer_of(row.data[field], row.where, field) for field in fields)
-    if all(answer[0].role in OPENERS for answer in (chosen, rejected)) and is_whole(prompt, chosen, rejected):
+    if all(is_whole(prompt, answer) for answer in (chosen, rejected)):
+        opening = prompt[:1]
         prompt, chosen, rejected = split_conversations(chosen, rejected)
+        if opening and prompt and opening[0].role is Role.SYSTEM is not prompt[0].role:
+            prompt = (*opening, *prompt)
     for field, answer in zip(fields, (chosen, rejected), strict=True):
         require_answer(answer, row.where, field)
     if not prompt:
@@ -83,6 +85,8 @@ def to_pair(row: Row) -> Pair:
             f"{row.where}: the answers have no prompt: {listed(row)}, and {fields[0]} and {fields[1]} begin "
             f"differently; expected one of: {SHAPES}"
         )
+    if row.data.get("system") and prompt[0].role is not Role.SYSTEM:
+        prompt = (said(Role.SYSTEM, text_of(row.data, "system", row.where)), *prompt)
     return Pair(prompt, chosen, rejected, tools_of(row))
 
 
@@ -91,57 +95,40 @@ def listed(row: Row) -> str:
     return f"fields {', '.join(row.data) or 'none'}"
 
 
-def prompt_of(row: Row) -> tuple[Message, ...] | None:
-    """The messages of the prompt that stands in the row, with a ``system`` text before it; None where none does."""
+def prompt_of(row: Row) -> tuple[Message, ...]:
+    """The messages of the prompt that stands in the row; none where the answers are whole conversations."""
     field = next((name for name in PROMPTS if row.data.get(name)), None)
     if field is None:
-        return None
+        return ()
     value = row.data[field]
     if field == "instruction" and row.data.get("input"):
         value = f"{text_of(row.data, field, row.where)}\n\n{text_of(row.data, 'input', row.where)}"
-    messages = (said(Role.USER, value),) if isinstance(value, str) else messages_of(value, row.where, field)
-    if row.data.get("system") and messages[0].role is not Role.SYSTEM:
-        return (said(Role.SYSTEM, text_of(row.data, "system", row.where)), *messages)
-    return messages
+    messages = (said(Role.USER, value),) if isinstance(value, str) else turns_of(value, row.where, field)
+    return (*earlier(row.data.get("history"), row.where), *messages)
 
 
 def answer_of(value: Any, where: str, field: str) -> tuple[Message, ...]:
     """An answer as messages: a text, a message, a list of messages, or Oumi's ``{"messages": [...]}``."""
     if isinstance(value, str):
         return (said(Role.ASSISTANT, value),)
-    if isinstance(value, Mapping):
-        inner = next((name for name in ("messages", "conversations") if name in value), None)
-        return messages_of([value] if inner is None else value[inner], where, field)
-    return messages_of(value, where, field)
+    single = isinstance(value, Mapping) and "messages" not in value
+    return turns_of([value] if single else value, where, field)
 
 
-def messages_of(value: Any, where: str, field: str) -> tuple[Message, ...]:
-    """A list of turns in OpenAI's or ShareGPT's spelling."""
-    if not isinstance(value, list) or not value or not all(isinstance(turn, Mapping) for turn in value):
+def turns_of(value: Any, where: str, field: str) -> tuple[Message, ...]:
+    """A list of turns, which must not be empty, or Oumi's object around one."""
+    if not isinstance(value, list | Mapping) or not value:
         raise DataError(f"{where}: {field} is {value!r:.60}, neither a text nor a list of messages")
-    try:
-        return tuple(Conversation.model_validate({"messages": [to_turn(turn) for turn in value]}).messages)
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join([field, *(str(part) for part in first["loc"][1:])])
-        raise DataError(f"{where}: {path}: {first['msg']} (got {first['input']!r:.60})") from None
+    messages = tuple(from_turns(value, where, field))
+    if not messages:
+        raise DataError(f"{where}: {field} has no messages; give it some, or remove the row")
+    return messages
 
 
-def to_turn(turn: Mapping[str, Any]) -> Mapping[str, Any]:
-    """ShareGPT's ``from`` and ``value`` as ``role`` and ``content``; any other turn as it is."""
-    if turn.keys() >= {"from", "value"}:
-        return {"role": SHAREGPT.get(turn["from"], turn["from"]), "content": turn["value"]}
-    return turn
-
-
-def said(role: Role, text: str) -> Message:
-    """One turn."""
-    return Message(role=role, content=text)
-
-
-def is_whole(prompt: tuple[Message, ...] | None, *answers: tuple[Message, ...]) -> bool:
-    """Whether answers that begin with a question are whole conversations: of the prompt, or where it is one text."""
-    return not prompt or len(prompt) == 1 or all(answer[: len(prompt)] == prompt for answer in answers)
+def is_whole(prompt: tuple[Message, ...], answer: tuple[Message, ...]) -> bool:
+    """Whether an answer is a whole conversation: it begins as one, and with the prompt where there is one."""
+    begins = answer[0].role in OPENERS
+    return begins and (not prompt or any(message in answer[:2] for message in prompt[:2]))
 
 
 def split_conversations(
@@ -161,8 +148,9 @@ def split_texts(
         return split_conversations(spoken(chosen, where, "chosen"), spoken(rejected, where, "rejected"))
     shortest = min(len(chosen), len(rejected))
     prompt = chosen[: next((i for i in range(shortest) if chosen[i] != rejected[i]), shortest)].removesuffix(" ")
-    answers = tuple((said(Role.ASSISTANT, text.removeprefix(prompt)),) for text in (chosen, rejected))
-    return ((said(Role.USER, prompt),) if prompt.strip() else ()), *answers
+    asked = (said(Role.USER, prompt),) if prompt.strip() else ()
+    first, second = ((said(Role.ASSISTANT, text.removeprefix(prompt)),) for text in (chosen, rejected))
+    return asked, first, second
 
 
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
