@@ -170,6 +170,12 @@ def toys() -> SimpleNamespace:
         config=make_config,
         split=chat_split,
         metrics=metrics_of,
+        numbers=numbers_of,
+        samples=samples_of,
+        weights=weights_of,
+        assert_same_run=assert_same_run,
+        changed=changed,
+        save_config=save_config,
     )
 
 
@@ -196,6 +202,65 @@ def chat_split(*paths: Path, **changes: Any) -> dict[str, Any]:
 def metrics_of(run: Path) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl``."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+# Comparing runs
+
+NUMBERS = ("step", "loss", "eval_loss", "eval_tokens", "learning_rate", "grad_norm", "tokens", "supervised_tokens",
+           "skipped_batches")  # fmt: skip
+
+
+def numbers_of(run: Path) -> list[dict[str, Any]]:
+    """What every line of the metrics says, but for times and memory."""
+    return [{name: row[name] for name in row if name in NUMBERS or "rewards" in name} for row in metrics_of(run)]
+
+
+def samples_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "samples.jsonl").read_text().split("\n")[:-1]]
+
+
+def weights_of(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run / "final").glob("*.safetensors")}
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """The same numbers, answers and weights, to the last bit."""
+    assert numbers_of(run) == numbers_of(other)
+    assert samples_of(run) == samples_of(other)
+    assert weights_of(run) == weights_of(other) != {}
+
+
+def changed(config: Any, **training: Any) -> Any:
+    """The configuration with other fields of ``training``."""
+    return config.model_copy(update={"training": config.training.model_copy(update=training)})
+
+
+def save_config(path: Path, config: Any) -> Path:
+    path.write_text(config.to_yaml())
+    return path
+
+
+@pytest.fixture
+def small(tmp_path: Path, llama: Path) -> Any:
+    """Six steps, an evaluation and a checkpoint every two, dropout in nothing, three answers at each moment."""
+    train_split = chat_split(write_chat(tmp_path / "train.jsonl"), pack=True, max_length=64)
+    train_split["datasets"][0]["shuffle"] = True
+    data = {"train": train_split, "validation": chat_split(write_chat(tmp_path / "held out.jsonl", 3, seed=1))}
+    training = {
+        "max_steps": 6,
+        "gradient_accumulation_steps": 2,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 3,
+        "weight_decay": 0.1,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+        "trainer_kwargs": {"sample_count": 2, "sample_max_new_tokens": 4},
+    }
+    return make_config(tmp_path, llama, data, training=training)
+
+
+# graft in processes of its own
 
 
 class Runner:
