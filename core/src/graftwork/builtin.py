@@ -345,6 +345,12 @@ def _file_params() -> type[BaseModel]:
     return FileParams
 
 
+def _image_params() -> type[BaseModel]:
+    from graftwork.data.params import ImageDatasetParams
+
+    return ImageDatasetParams
+
+
 def _hub_params() -> type[BaseModel]:
     from graftwork.data.params import HubDatasetParams
 
@@ -376,7 +382,7 @@ def graftwork_datasets() -> list[DatasetSpec]:
             aliases=("vl_sft", "vision_language_jsonl"),
             schema="image-chat",
             open=_open_images,
-            params=_chat_params,
+            params=_image_params,
             needs_path=True,
         ),
         DatasetSpec(

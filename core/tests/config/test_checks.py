@@ -32,7 +32,7 @@ VALIDATION = ("data.validation.datasets.0.dataset_name=text_sft", "data.validati
         (["model.model_name=./nowhere"], "model ./nowhere: there is no folder "),
         (["model.tokenizer_name=./nowhere"], "model ./nowhere: there is no folder "),
         (["model.adapter_model=./nowhere"], "model ./nowhere: there is no folder "),
-        (["data.train.collator_name=dpo_with_padding"], "there is no collator 'dpo_with_padding'"),
+        (["data.train.collator_name=ppo_with_padding"], "there is no collator 'ppo_with_padding'; did you mean dpo_w"),
         (["peft.quantizer=toy4", "training.use_peft=true"], "there is no quantizer 'toy4'; did you mean toy8?"),
     ],
 )

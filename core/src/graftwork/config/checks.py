@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from graftwork.config.names import check_names, known
 from graftwork.config.problems import Problem, near_file
+from graftwork.data.names import HUGGINGFACE, Datasets
 from graftwork.errors import did_you_mean
 from graftwork.registry import get_registry
 
@@ -67,15 +68,36 @@ def _check_splits(config: RunConfig) -> Iterator[Problem]:
         yield Problem(path=path, text="empty; name at least one dataset to train on", related=(("data",),))
     for name, split in config.data.splits().items():
         yield from _check_mixture(split, ("data", name))
-        for index, dataset in enumerate(split.datasets):
+        for index, dataset in _own_datasets(split):
             yield from _check_dataset(dataset, ("data", name, "datasets", index), config)
     yield from _check_collators(config.data)
+    yield from _check_holdout(config.data)
+
+
+def _own_datasets(split: DatasetSplitParams) -> Iterator[tuple[int, DatasetParams]]:
+    """The datasets that the split itself names: what is held out of the training data is reported there."""
+    for index, dataset in enumerate(split.datasets):
+        if dataset.holdout_part == "train":
+            yield index, dataset
+
+
+def _check_holdout(data: DataParams) -> Iterator[Problem]:
+    if data.validation_fraction and any(True for _ in _own_datasets(data.validation)):
+        text = "data.validation.datasets names the validation data already; keep one of the two"
+        related = (("data", "validation", "datasets"),)
+        yield Problem(path=("data", "validation_fraction"), value=data.validation_fraction, text=text, related=related)
 
 
 def _check_mixture(split: DatasetSplitParams, path: Path) -> Iterator[Problem]:
     shares = [dataset.mixture_proportion for dataset in split.datasets]
     paths = tuple((*path, "datasets", index, "mixture_proportion") for index in range(len(shares)))
     given = [share for share in shares if share is not None]
+    if len(shares) > 1 and not given and split.mixture_strategy != "first_exhausted":
+        text = (
+            "has a meaning only with proportions: without them every row comes once an epoch; give each dataset a "
+            "mixture_proportion, or remove it"
+        )
+        yield Problem(path=(*path, "mixture_strategy"), value=split.mixture_strategy, text=text)
     if given and len(given) < len(shares):
         at = paths[shares.index(None)]
         text = "missing; where one dataset of a split has a mixture_proportion, all need one"
@@ -88,18 +110,24 @@ def _check_mixture(split: DatasetSplitParams, path: Path) -> Iterator[Problem]:
 
 def _check_dataset(dataset: DatasetParams, path: Path, config: RunConfig) -> Iterator[Problem]:
     at = (*path, "dataset_path")
-    spec = known(get_registry().datasets, dataset.dataset_name)
+    spec = known(Datasets(), dataset.dataset_name)
     related = ((*path, "dataset_name"),)
+    if spec and dataset.dataset_path is None and (spec.needs_path or spec.name == HUGGINGFACE):
+        yield Problem(path=at, text=f"missing; {dataset.dataset_name} reads a file or folder", related=related)
     if spec and spec.needs_path:
-        if dataset.dataset_path is None:
-            yield Problem(path=at, text=f"missing; {dataset.dataset_name} reads a file or folder", related=related)
+        splits = _has_splits(dataset)
         for field, neutral in (("subset", None), ("split", "train")):
             value = getattr(dataset, field)
-            if value != neutral:
+            if value != neutral and not (field == "split" and splits):
                 text = f"files have no {field}; remove it, and name in dataset_path the files of this split"
                 yield Problem(path=(*path, field), value=value, text=text, related=related)
     if dataset.dataset_path is not None and not FilePath(dataset.dataset_path).exists():
         yield Problem(path=at, value=dataset.dataset_path, text=_not_there(dataset.dataset_path, config.where(at)))
+
+
+def _has_splits(dataset: DatasetParams) -> bool:
+    """Whether the path is a folder that `datasets` saved several splits to."""
+    return dataset.dataset_path is not None and (FilePath(dataset.dataset_path) / "dataset_dict.json").is_file()
 
 
 def _not_there(path: str, place: str) -> str:
@@ -121,6 +149,30 @@ def _check_collators(data: DataParams) -> Iterator[Problem]:
             text = f"differs from data.{first}.collator_name = {wanted!r}; one run has one collator"
             related = (("data", first, "collator_name"),)
             yield Problem(path=("data", name, "collator_name"), value=collator, text=text, related=related)
+    for name, split in data.splits().items():
+        yield from _check_collator(split, ("data", name))
+
+
+def _check_collator(split: DatasetSplitParams, path: Path) -> Iterator[Problem]:
+    """It takes what the datasets give. Of a dataset whose rows tell what they are, that is seen when it is opened."""
+    registry = get_registry()
+    collator = known(registry.collators, split.collator_name)
+    for index, dataset in _own_datasets(split) if collator else ():
+        schema = schema_in(dataset)
+        if schema and schema not in (taken := (collator.schema, *collator.other_schemas)):
+            text = f"takes {' or '.join(taken)} rows, and {dataset.dataset_name} gives {schema}; change one of the two"
+            related = ((*path, "datasets", index, "dataset_name"),)
+            yield Problem(path=(*path, "collator_name"), value=split.collator_name, text=text, related=related)
+            return
+
+
+def schema_in(dataset: DatasetParams) -> str | None:
+    """What the dataset holds, as far as its name and options tell; None where only its rows do."""
+    spec = known(Datasets(), dataset.dataset_name)
+    if spec is None or spec.recognise is None:
+        return spec.schema if spec else None
+    stated = {key: value for key, value in dataset.dataset_kwargs.items() if key in ("schema", "rows_are")}
+    return str(next(iter(stated.values()))).lower() if stated else None
 
 
 def _check_schemas(config: RunConfig) -> Iterator[Problem]:
@@ -128,23 +180,33 @@ def _check_schemas(config: RunConfig) -> Iterator[Problem]:
     registry = get_registry()
     trainer = known(registry.trainers, config.training.trainer_type)
     for name, split in config.data.splits().items():
-        for index, dataset in enumerate(split.datasets):
-            spec = known(registry.datasets, dataset.dataset_name)
-            if trainer and spec and spec.schema not in trainer.schemas:
+        for index, dataset in _own_datasets(split):
+            schema = schema_in(dataset)
+            if trainer and schema and schema not in trainer.schemas:
                 text = (
-                    f"gives {spec.schema} rows, and the trainer {config.training.trainer_type} takes "
-                    f"{' or '.join(trainer.schemas)}; change one of the two"
+                    f"gives {schema} rows, and the trainer {config.training.trainer_type} takes "
+                    f"{' or '.join(trainer.schemas)}; {_remedy(schema)}"
                 )
                 path = ("data", name, "datasets", index, "dataset_name")
                 related = (("training", "trainer_type"),)
                 yield Problem(path=path, value=dataset.dataset_name, text=text, related=related)
 
 
+def _remedy(schema: str) -> str:
+    """What to do where the trainer does not take such rows."""
+    if any(schema in trainer.schemas for trainer in get_registry().trainers.values()):
+        return "change one of the two"
+    return f"no installed plugin has a trainer for {schema} rows yet, which can only be read"
+
+
 def _check_evaluation(config: RunConfig) -> Iterator[Problem]:
     training = config.training
     if training.eval_strategy != "no":
         if not config.data.validation.datasets:
-            text = "there is nothing to evaluate on: data.validation.datasets is empty; name a dataset there"
+            text = (
+                "there is nothing to evaluate on: data.validation.datasets is empty; name a dataset there, or set "
+                "data.validation_fraction"
+            )
             related = (("data", "validation", "datasets"),)
             yield Problem(path=_EVAL, value=training.eval_strategy, text=text, related=related)
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from graftwork.config.base import FilePath, Neutral, Params
 
@@ -38,12 +38,24 @@ class DatasetParams(Params):
     seed: int | None = Field(None, description="Seed of the shuffle; default: the split's or the run's.")
     shuffle_buffer_size: int = Field(1000, ge=1, description="Rows held for shuffling while streaming.")
     stream: bool | None = Field(None, description="Read rows as they are needed; default: the split's.")
+    holdout: float = Field(
+        0,
+        ge=0,
+        lt=1,
+        description="Share of the rows, told by what they say, kept for validation; see validation_fraction.",
+    )
+    holdout_part: Literal["train", "validation"] = Field(
+        "train", description="With holdout: the rows that are trained on, or those that are kept for validation."
+    )
+    holdout_seed: int = Field(
+        0, ge=-(2**63), lt=2**63, description="With holdout: another number keeps other rows; see validation_seed."
+    )
     trust_remote_code: Annotated[
         Any, Neutral(False, None, instead="remove it: no dataset brings code that is run here")
     ] = Field(False, description="Oumi's; only false.")
-    transform_num_workers: Annotated[
-        Any, Neutral(None, "auto", instead="remove it: rows are prepared by the trainer")
-    ] = Field(None, description="Oumi's; only null or auto.")
+    transform_num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] | None = Field(
+        None, description="Processes that prepare the rows; default (auto): one for each core where rows are many."
+    )
 
 
 class DatasetSplitParams(Params):
@@ -87,9 +99,38 @@ class DataParams(Params):
         default_factory=DatasetSplitParams, description="What eval_loss is measured on during the run."
     )
     test: DatasetSplitParams = Field(default_factory=DatasetSplitParams, description="Held out to the end.")
+    validation_fraction: float | None = Field(
+        None, gt=0, lt=1, description="Hold out this share of the training rows; identical ones stay on one side."
+    )
+    validation_seed: int = Field(
+        0, ge=-(2**63), lt=2**63, description="With validation_fraction: another number holds out other rows."
+    )
     special_tokens_in_content: Literal["error", "as_text", "allow"] = Field(
         "error", description="What becomes of a control token in a message: refused, plain text, or a control token."
     )
+
+    @model_validator(mode="after")
+    def _hold_out(self) -> DataParams:
+        """``validation_fraction`` in the terms of the datasets. What a resolved configuration says stays as it is."""
+        parts = {dataset.holdout_part for dataset in self.validation.datasets}
+        if self.validation_fraction and parts <= {"validation"}:
+            own = {name: getattr(self.validation, name) for name in self.validation.model_fields_set}
+            held_out = {**own, "stream": False, "datasets": self._parts("validation")}
+            self.__dict__["validation"] = self.train.model_copy(update=held_out)
+            self.__dict__["train"] = self.train.model_copy(update={"datasets": self._parts("train")})
+            self.model_fields_set.update(("train", "validation"))
+        return self
+
+    def _parts(self, part: str) -> list[DatasetParams]:
+        changes: dict[str, Any] = {
+            "holdout": self.validation_fraction,
+            "holdout_part": part,
+            "holdout_seed": self.validation_seed,
+        }
+        if part == "validation":
+            # All of them, once, in their order
+            changes |= {"sample_count": None, "mixture_proportion": None, "shuffle": False, "stream": False}
+        return [dataset.model_copy(update=changes) for dataset in self.train.datasets]
 
     def splits(self) -> dict[str, DatasetSplitParams]:
         """The splits by name."""

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from graftwork.config.fields import known_names
 from graftwork.config.problems import Problem, problems_of
+from graftwork.data.names import Datasets
 from graftwork.errors import ConfigError, GraftworkError, did_you_mean
 from graftwork.registry import get_registry
 
@@ -95,7 +96,8 @@ def _check_split(split: DatasetSplitParams, path: Path) -> Iterator[Problem]:
     registry = get_registry()
     yield from _check_block(path, "collator", split, registry.collators)
     for index, dataset in enumerate(split.datasets):
-        yield from _check_block((*path, "datasets", index), "dataset", dataset, registry.datasets)
+        if dataset.holdout_part == "train":
+            yield from _check_block((*path, "datasets", index), "dataset", dataset, Datasets())
 
 
 def _check_training(training: TrainingParams) -> Iterator[Problem]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from graftwork.registry import get_registry
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from graftwork.config import DatasetParams
+    from graftwork.data.readers import OpenRequest, RowSource
     from graftwork.specs import DatasetSpec
 
 HUGGINGFACE = "huggingface"
@@ -51,7 +52,15 @@ def look_up(params: DatasetParams) -> tuple[DatasetSpec, BaseModel | None]:
     options = spec.params().model_validate(params.dataset_kwargs) if spec.params else None
     if spec.recognise is not None:
         spec = replace(spec, schema=_recognised(params.model_dump_json()))
+    if params.holdout:
+        spec = replace(spec, open=partial(_open_part, spec))
     return spec, options
+
+
+def _open_part(spec: DatasetSpec, request: OpenRequest) -> RowSource:
+    from graftwork.data.holdout import Part, key_of
+
+    return Part(spec.open(request), request.dataset, key_of(spec.schema, request.params))
 
 
 @lru_cache(maxsize=64)

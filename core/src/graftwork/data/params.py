@@ -33,6 +33,12 @@ class ChatDatasetParams(FileParams):
     messages_field: str = Field("messages", min_length=1, description="The key of a JSON row that holds the turns.")
 
 
+class ImageDatasetParams(ChatDatasetParams):
+    """Options of the reader ``vl_sft_jsonl``."""
+
+    processor_name: str | None = Field(None, min_length=1, description="Whose image processor the trainer is to use.")
+
+
 class HubDatasetParams(FileParams):
     """Options of the reader of Hugging Face datasets, on disk or on the Hub."""
 
