@@ -27,6 +27,7 @@ from graftwork.builders.quiet import no_progress_bar
 from graftwork.errors import RunError
 from graftwork.runs.checkpoints import new_checkpoint
 from graftwork.runs.run import remedy
+from graftwork_native.sharding import Weights, cut_optimizer, in_one_piece, whole_optimizer, whole_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from graftwork.runs.run import Run
     from graftwork_native.kept import Best
+    from graftwork_native.world import World
 
 logger = logging.getLogger(__name__)
 
@@ -65,19 +67,41 @@ class TrainerState:
     loader: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What a checkpoint holds, in the first process's memory: a checkpoint does not say how many processes there were,
+    and any number of them can go on from it. ``weights`` are those that the model has in pieces; ``generators`` are
+    each process's.
+    """
+
+    weights: Weights
+    optimizer: dict[str, Any]
+    generators: list[dict[str, Any]]
+
+
+def gather(model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Gathered:
+    """Every process has to call this."""
+    return Gathered(
+        whole_weights(model, keep=world.is_main),
+        whole_optimizer(optimizer, keep=world.is_main),
+        world.collected(generators()),
+    )
+
+
 def save_checkpoint(
     run: Run,
     state: TrainerState,
     evaluation: Mapping[str, float] | None,
     model: nn.Module,
     tokenizer: PreTrainedTokenizerFast,
-    optimizer: torch.optim.Optimizer,
+    gathered: Gathered,
 ) -> None:
     """Writes the checkpoint of ``state.step``, or leaves nothing of it. ``evaluation`` are its metrics."""
     path = run.folder / "checkpoints" / f"step-{state.step}"
     with written(path), new_checkpoint(run, state.step, evaluation) as folder:
-        save_model(folder, model, tokenizer)
-        torch.save({"optimizer": optimizer.state_dict(), "generators": generators()}, folder / OPTIMIZER_FILE)
+        with in_one_piece(model, gathered.weights):
+            save_model(folder, model, tokenizer)
+        torch.save({"optimizer": gathered.optimizer, "generators": gathered.generators}, folder / OPTIMIZER_FILE)
         (folder / STATE_FILE).write_text(json.dumps({**asdict(state), "generators": plain_generators()}))
 
 
@@ -132,15 +156,23 @@ def load_state(path: Path) -> TrainerState:
         return TrainerState(**data)
 
 
-def restore(path: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Gives the optimizer and every generator the state they had."""
+def restore(path: Path, optimizer: torch.optim.Optimizer, world: World) -> None:
+    """Gives the optimizer and every generator the state they had; a process that is new begins with its own."""
     with readable(path):
         saved = torch.load(path / OPTIMIZER_FILE, weights_only=True, map_location="cpu")
-        optimizer.load_state_dict(saved["optimizer"])
+        optimizer.load_state_dict(cut_optimizer(saved["optimizer"], optimizer))
         restore_plain(json.loads((path / STATE_FILE).read_text())["generators"])
-        if torch.cuda.is_available() and saved["generators"]["cuda"]:
-            torch.cuda.set_rng_state_all(saved["generators"]["cuda"])
-        torch.set_rng_state(saved["generators"]["cpu"])
+        if world.rank < len(saved["generators"]):
+            restore_generators(saved["generators"][world.rank])
+        else:
+            torch.manual_seed(torch.initial_seed() + world.rank)
+
+
+def restore_generators(saved: Mapping[str, Any]) -> None:
+    """The inverse of :func:`generators`."""
+    if torch.cuda.is_available() and saved["cuda"]:
+        torch.cuda.set_rng_state_all(saved["cuda"])
+    torch.set_rng_state(saved["cpu"])
 
 
 @contextmanager

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from graftwork.data.batch import Row
-    from graftwork_native.objective import Objective
+    from graftwork_native.spread import Spread
 
 
 SHOWN_BEGINNING, SHOWN_REFERENCE = 24, 96
@@ -36,19 +36,20 @@ class Prompt:
     reference: str | None = None
 
 
-def evaluate(model: nn.Module, objective: Objective, rows: Iterable[Row]) -> dict[str, float]:
+def evaluate(model: nn.Module, objective: Spread, rows: Iterable[Row]) -> dict[str, float]:
     """The mean loss over all ``rows`` as ``eval_loss``, and the objective's further metrics."""
     begin = time.perf_counter()
-    total, weight, labels = 0.0, 0, 0
+    total = weight = labels = 0.0
     with evaluating(model):
-        for row in rows:
-            total += float(objective.loss(row, 1.0))
-            weight += objective.weight(row)
-            labels += row.num_labels
+        for row, counts in objective.share(rows):
+            total += float(objective.loss(row, counts))
+            weight += objective.weight(row) * counts
+            labels += row.num_labels * counts
+    total, weight, labels = objective.world.sum([total, weight, labels])
     return {
         "eval_loss": total / max(1, weight),
         **{f"eval_{name}": further / max(1, weight) for name, further in objective.sums().items()},
-        "eval_tokens": labels,
+        "eval_tokens": int(labels),
         "eval_time_s": round(time.perf_counter() - begin, 3),
     }
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
 
+    from graftwork_native.world import World
+
 logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Item = TypeVar("Item")
@@ -24,8 +26,17 @@ class Left(Exception):  # noqa: N818 - not an error
 class Interrupt:
     """``asked`` is the number of the first SIGINT or SIGTERM that came while it listened."""
 
-    def __init__(self) -> None:
-        self.asked: int | None = None
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._heard: int | None = None
+        self._agreed: int | None = None
+
+    @property
+    def asked(self) -> int | None:
+        """Of several processes, what one of them has heard; all of them have to ask."""
+        if self._agreed is None:
+            self._agreed = self.world.largest(self._heard or 0) or None
+        return self._agreed
 
     def listening(self) -> AbstractContextManager[None]:
         """Within the block signals are questions."""
@@ -39,8 +50,8 @@ class Interrupt:
             yield item
 
     def _ask(self, number: int) -> None:
-        if self.asked is not None:
+        if self._heard is not None:
             stop(number)
-        self.asked = number
+        self._heard = number
         again = "press Ctrl-C again" if number == signal.SIGINT else "a second SIGTERM is"
         logger.warning("stopping after this step and saving; %s to stop at once without saving", again)

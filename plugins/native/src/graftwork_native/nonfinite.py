@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from graftwork_native.forward import evaluating
+from graftwork_native.sharding import own_part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +89,8 @@ def broken_weight(model: nn.Module) -> str | None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # The smallest and the largest are NaN where any value is, and no array of answers is made.
-            least, most = torch.aminmax(parameter.detach())
+            own = own_part(parameter.detach())
+            least, most = torch.aminmax(own) if own.numel() else (0.0, 0.0)
             if not (math.isfinite(float(least)) and math.isfinite(float(most))):
                 return name
     return None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from graftwork.errors import UsageError
 
@@ -40,7 +41,9 @@ def adamw(groups: Groups, learning_rate: float, training: TrainingParams) -> tor
 
 def sgd(groups: Groups, learning_rate: float, training: TrainingParams) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum."""
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=training.sgd_momentum, fused=True)
+    # PyTorch's fused form does not know parameters that are cut over processes.
+    cut = any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"])
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=training.sgd_momentum, fused=not cut)
 
 
 def adafactor(groups: Groups, learning_rate: float, training: TrainingParams) -> torch.optim.Optimizer:

@@ -27,6 +27,7 @@ from graftwork_native.offload import Offloading, require_device
 from graftwork_native.optimizers import parameter_groups
 from graftwork_native.params import DpoParams, NativeParams
 from graftwork_native.reference import reference_of, rows_ahead
+from graftwork_native.spread import Spread, spread
 from graftwork_native.trial import plan_forward
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from graftwork.config import DatasetSplitParams, RunConfig
     from graftwork.training import TrainRequest
     from graftwork_native.forward import Forward
+    from graftwork_native.world import World
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ class Parts:
 
     model: nn.Module
     forward: Forward
-    objective: Objective
+    objective: Spread
     tokenizer: PreTrainedTokenizerFast
     stop_ids: frozenset[int]
     loader: Loader
@@ -68,7 +70,7 @@ class Parts:
     backward_step: BackwardStep | None = None
 
 
-def set_up(request: TrainRequest) -> Parts:
+def set_up(request: TrainRequest, world: World) -> Parts:
     """Data first: its mistakes are found before the model is loaded, which takes longest."""
     config, params = request.config, request.params
     assert isinstance(params, NativeParams)
@@ -76,7 +78,7 @@ def set_up(request: TrainRequest) -> Parts:
     # A model pretrained on documents, saved with a template that it was never trained on, would pass for a chat model.
     tokenizer = build_tokenizer(config.model, stand_in_template=schema_of(config.data.train) != "text")
     stop_ids = stop_token_ids(tokenizer, family=family_of_params(config.model))
-    loader = load_split(load_request(config, config.data.train, tokenizer, stop_ids))
+    loader = load_split(load_request(config, config.data.train, tokenizer, stop_ids, world.size))
     validation = load_validation(config, tokenizer, stop_ids)
     total_steps = count_steps(config, loader)
     before_model = resident_bytes()
@@ -87,20 +89,22 @@ def set_up(request: TrainRequest) -> Parts:
     for split in (loader, validation):
         if isinstance(split, IndexedLoader) and forward.limits:
             forward.limits.check(split.largest_token, split.longest_sample)
+    facts = {**facts_of(model, forward), "data_train": describe(loader), "total_steps": total_steps}
+    facts["before_model_bytes"] = 0 if forward.device.type == "cuda" else before_model
+    objective = spread(objective_of(request, forward, loader, validation, total_steps), model, config, world)
+    # After the model may have been cut: the optimizer holds what this process has of it.
     optimizer = (
         get_registry()
         .optimizers[config.training.optimizer]
         .build(parameter_groups(model, config.training.weight_decay), config.training.learning_rate, config.training)
     )
-    facts = {**facts_of(model, forward), "data_train": describe(loader), "total_steps": total_steps}
-    facts["before_model_bytes"] = 0 if forward.device.type == "cuda" else before_model
     logger.info(
         "%s; %s; %s", precision.describe(model, forward.autocast_dtype), facts["layout"], f"{total_steps:,} steps"
     )
     return Parts(
         model=model,
         forward=forward,
-        objective=objective_of(request, forward, loader, validation, total_steps),
+        objective=objective,
         tokenizer=tokenizer,
         stop_ids=stop_ids,
         loader=loader,
@@ -157,9 +161,13 @@ def check_schema(config: RunConfig) -> None:
 
 
 def load_request(
-    config: RunConfig, split: DatasetSplitParams, tokenizer: PreTrainedTokenizerFast, stop_ids: frozenset[int]
+    config: RunConfig,
+    split: DatasetSplitParams,
+    tokenizer: PreTrainedTokenizerFast,
+    stop_ids: frozenset[int],
+    processes: int = 1,
 ) -> LoadRequest:
-    """How the training split is loaded."""
+    """How the training split is loaded: each process reads the steps of all, and takes its rows of them."""
     training = config.training
     return LoadRequest(
         split=split,
@@ -168,7 +176,7 @@ def load_request(
         stop_ids=stop_ids,
         seed=training.seed,
         batch_size=training.per_device_train_batch_size,
-        accumulation=training.gradient_accumulation_steps,
+        accumulation=training.gradient_accumulation_steps * processes,
         template_variables=config.model.chat_template_kwargs,
         special_tokens_in_content=config.data.special_tokens_in_content,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from graftwork_native.world import World
 
 logger = logging.getLogger(__name__)
+Weights = dict[int, nn.Parameter]
+"""Parameters in the place of those with these ids."""
 
 
 def shard(whole: nn.Module, model: nn.Module, config: RunConfig, world: World) -> nn.Module:
@@ -57,8 +60,8 @@ def refuse_uncuttable(model: nn.Module) -> None:
         if not parameter.is_floating_point():
             raise UsageError(
                 f"fsdp.enable_fsdp: {name} is quantized ({str(parameter.dtype).removeprefix('torch.')}), and a "
-                "quantized weight cannot be cut; leave fsdp out (each process then holds the quantized model, DDP), or train "
-                "without q_lora"
+                "quantized weight cannot be cut; leave fsdp out (each process then holds the quantized model, as DDP "
+                "does), or train without q_lora"
             )
 
 
@@ -129,30 +132,54 @@ def large_pieces(module: nn.Module, smallest: int) -> tuple[list[nn.Module], int
     return pieces, taken
 
 
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor that may lie in pieces, in one. Every process has to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_state(model: nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:
-    """The model's weights in host memory, one gathered after the other; empty where they are not to be kept."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+def whole_weights(model: nn.Module, *, keep: bool) -> Weights:
+    """The parameters that lie in pieces, gathered one after the other into host memory; empty where they are not to be
+    kept. Every process has to ask.
+    """
+    whole: Weights = {}
+    for parameter in model.parameters():
+        if isinstance(parameter, DTensor):
+            full = whole_tensor(parameter.detach())
+            if keep:
+                whole[id(parameter)] = nn.Parameter(full.cpu(), requires_grad=parameter.requires_grad)
+    return whole
 
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(model, options=options)
-    return {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)} if keep else {}
 
-
-def make_whole(model: nn.Module) -> None:
-    """Gives the model plain parameters again, in host memory. The end of its training."""
-    whole: dict[int, nn.Parameter] = {}
+def put(model: nn.Module, weights: Weights) -> None:
+    """Gives the model other parameters in the place of those that are named."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
-            if isinstance(parameter, DTensor):
-                if id(parameter) not in whole:
-                    full = parameter.full_tensor().detach().cpu()
-                    whole[id(parameter)] = nn.Parameter(full, requires_grad=parameter.requires_grad)
-                module._parameters[name] = whole[id(parameter)]
+            if parameter is not None and id(parameter) in weights:
+                module._parameters[name] = weights[id(parameter)]
+
+
+def uncut(model: nn.Module, weights: Weights) -> None:
+    """Makes the model a plain one with these parameters, for the end of its training."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.__class__ = type(module).__bases__[1]  # what fully_shard made the class from
+    put(model, weights)
+
+
+@contextmanager
+def in_one_piece(model: nn.Module, weights: Weights) -> Iterator[None]:
+    """Within the block the model has these whole parameters, and can be saved as any other."""
+    own = {id(weights[id(parameter)]): parameter for parameter in model.parameters() if id(parameter) in weights}
+    put(model, weights)
+    try:
+        yield
+    finally:
+        put(model, own)
 
 
 def whole_optimizer(optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, Any]:

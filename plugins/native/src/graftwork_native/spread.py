@@ -2,8 +2,8 @@
 
 Each process has the whole model (``DistributedDataParallel``) or a part of it (``fully_shard``, FSDP2). Both act on
 what goes through their ``forward``; the decoder and the head's weight are used apart here, so the module that they wrap
-is :class:`Whole`, whose ``forward`` runs whatever it is given. Gradients are summed, not averaged: the loss of a step
-is divided by the labels of all processes already.
+is :class:`Whole`, whose ``forward`` runs whatever it is given. Gradients have to be summed, not averaged: the loss of a
+step is divided by the labels of all processes already.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from graftwork_native.sharding import shard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from graftwork.config import RunConfig
     from graftwork.data.batch import Row
@@ -60,24 +60,40 @@ class Spread:
             return self.objective.loss(row, scale)
         if scale == 0.0:
             self._keep_sums()
-        loss: torch.Tensor = self.wrapped(self.objective.loss, row, scale)
+        factor = self._factor if torch.is_grad_enabled() else 1.0
+        loss: torch.Tensor = self.wrapped(self.objective.loss, row, scale * factor)
         if scale == 0.0:
-            self.objective.sums()
+            self._keep_sums(counted=False)
         return loss
 
-    def _keep_sums(self) -> None:
+    @property
+    def _factor(self) -> float:
+        """DDP makes the mean of the processes' gradients: of losses that are as many times too large it is the sum."""
+        return float(self.world.size) if isinstance(self.wrapped, DistributedDataParallel) else 1.0
+
+    def of_all(self, losses: Sequence[float]) -> list[float]:
+        """The losses of the rows of all processes, in the order of the rows, from each one's own in training."""
+        return [loss / self._factor for loss in self.world.interleaved(losses)]
+
+    def _keep_sums(self, *, counted: bool = True) -> None:
         for name, value in self.objective.sums().items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._sums[name] = self._sums.get(name, 0.0) + value * counted
 
     def sums(self) -> dict[str, float]:
-        """This process's."""
+        """Those of all processes, which all have to ask."""
         self._keep_sums()
         kept, self._sums = self._sums, {}
-        return kept
+        return dict(zip(kept, self.world.sum(list(kept.values())), strict=True)) if kept else {}
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """``function`` while the model is whole, in every process; for what goes not through the loss."""
         return function(*arguments) if self.wrapped is None else self.wrapped(function, *arguments)
+
+    def rest(self) -> None:
+        """Lets go of what was gathered: after an evaluation FSDP still holds it, for a way back that never comes."""
+        for module in self.wrapped.modules() if self.wrapped is not None else ():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def share(self, rows: Iterable[Row]) -> Iterator[tuple[Row, float]]:
         """This process's rows of a step or an evaluation, each with 1.0.
@@ -116,19 +132,13 @@ def spread(objective: Objective, model: nn.Module, config: RunConfig, world: Wor
     whole = Whole(model)
     if config.fsdp.shards:
         return Spread(objective, world, shard(whole, model, config, world))
+    frozen = [name for name, parameter in whole.named_parameters() if not parameter.requires_grad]
+    constant = [name for name, _ in whole.named_buffers()]
+    # Each process has read these from the same files; quantized ones could not even be sent.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(whole, [*frozen, *constant])
     wrapped = DistributedDataParallel(
         whole,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
         find_unused_parameters=bool(config.training.ddp_find_unused_parameters),
     )
-    wrapped.register_comm_hook(None, summed)
     return Spread(objective, world, wrapped)
-
-
-def summed(_state: None, bucket: Any) -> torch.futures.Future[torch.Tensor]:
-    """The sum of a ``GradBucket``'s gradients, where DDP by itself would make their mean."""
-    work = dist.all_reduce(bucket.buffer(), async_op=True)
-    assert work is not None
-    future: torch.futures.Future[torch.Tensor] = work.get_future().then(lambda done: done.value()[0])
-    return future

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from graftwork.runs.checkpoints import damage
 from graftwork.runs.run import read_lines
 from graftwork.training import TrainRequest, TrainResult
 from graftwork_native import nonfinite
-from graftwork_native.checkpoint import TrainerState, load_state, restore, save_checkpoint, written
+from graftwork_native.checkpoint import TrainerState, gather, load_state, restore, save_checkpoint, written
 from graftwork_native.evaluation import complete, evaluate
 from graftwork_native.final import write_final
 from graftwork_native.interrupt import Interrupt, Left
@@ -34,6 +35,8 @@ from graftwork_native.model import load_model
 from graftwork_native.params import NativeParams
 from graftwork_native.schedule import learning_rate
 from graftwork_native.setup import set_up
+from graftwork_native.sharding import uncut, whole_tensor, whole_weights
+from graftwork_native.world import World, joined
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +65,8 @@ class NativeTrainer:
         self.run = request.run
         self.training = request.config.training
         self.state = TrainerState()
-        self.interrupt = Interrupt()
+        self.world = World()
+        self.interrupt = Interrupt(self.world)
         self.last: dict[str, float] = {}
         self.evaluation: dict[str, float] | None = None
         self._saved_step: int | None = None
@@ -70,7 +74,13 @@ class NativeTrainer:
     def train(self) -> TrainResult:
         """Runs to the last step, to an early stop, or to Ctrl-C or SIGTERM."""
         keep_freed_memory()
-        self.parts = set_up(self.request)
+        with joined(self.training) as world:
+            self.world = self.interrupt.world = world
+            return self._train()
+
+    def _train(self) -> TrainResult:
+        self.request = replace(self.request, resume_from=self.world.told(self.request.resume_from))
+        self.parts = set_up(self.request, self.world)
         self._go_on_from(self.request.resume_from)
         self._require_metric()
         self.run.update(**self.parts.facts)
@@ -88,7 +98,7 @@ class NativeTrainer:
         if checkpoint is None:
             self.state.model_dtype = str(self.parts.loaded_dtype).removeprefix("torch.")
             # The trial passes and the model's making have drawn numbers; a resumed run draws as many.
-            torch.manual_seed(self.training.seed)
+            torch.manual_seed(self.training.seed + self.world.rank)
             return
         self.state = load_state(checkpoint)
         if checkpoint.resolve() == self._checkpoint(self.state.step).resolve():
@@ -96,7 +106,7 @@ class NativeTrainer:
         if self._keeps_best():
             self.state.best = without_lost(self.run, self.state.best)
         self.parts.loader.load_state_dict(self.state.loader)
-        restore(checkpoint, self.parts.optimizer)
+        restore(checkpoint, self.parts.optimizer, self.world)
         logger.info("resumed from %s: step %d of %d", checkpoint, self.state.step, self.parts.total_steps)
 
     def _require_metric(self) -> None:
@@ -140,11 +150,12 @@ class NativeTrainer:
         for group in optimizer.param_groups:
             group["lr"] = rate
         losses = []
-        for row in rows:
+        for row, counts in objective.share(rows):
             with self.parts.saving():
-                part = objective.loss(row, scale)
+                part = objective.loss(row, scale * counts)
             part.backward()
             losses.append(float(part.detach()))
+        losses = objective.of_all(losses)[: len(rows)]
         norm = self._clip()
         further = {name: total * scale for name, total in objective.sums().items()}
         if not (math.isfinite(sum(losses)) and math.isfinite(norm)):
@@ -161,23 +172,21 @@ class NativeTrainer:
         to stop, or where leaving out does not help.
         """
         self.parts.optimizer.zero_grad(set_to_none=True)
-        step, state = self.state.step + 1, self.state
-        said = nonfinite.explain(step, losses, norm, rows, self.parts.objective, self.parts.forward.model)
-        if self.training.nonfinite_loss == "stop":
-            raise RunError(
-                f"{said}\nThe weights were left as they were before it{self._last_saved()}. Mend those rows, or leave "
-                "such batches out (--resume training.nonfinite_loss=skip). Where the rows are good: lower "
-                "training.learning_rate, lengthen the warm-up, or set max_grad_norm, in a new run"
-            )
-        state.skipped += 1
+        state, model = self.state, self.parts.forward.model
         state.skipped_in_a_row += 1
-        if state.skipped_in_a_row == nonfinite.MOST_IN_A_ROW:
-            raise RunError(
-                f"{said}\n{state.skipped_in_a_row} batches in a row had no finite loss, so it is not the rows"
-                f"{self._last_saved()}. Lower training.learning_rate, lengthen the warm-up, or set max_grad_norm, in a "
-                "new run"
-            )
-        logger.warning("%s. The batch is left out (%d so far)", said, state.skipped)
+        said = nonfinite.explain(state.step + 1, losses, norm, rows, self.parts.objective, model)
+        if self.training.nonfinite_loss == "skip" and state.skipped_in_a_row < nonfinite.MOST_IN_A_ROW:
+            if nonfinite.broken_weight(model) is None:
+                state.skipped += 1
+                logger.warning("%s. The batch is left out (%d so far)", said, state.skipped)
+                return
+        elif self.training.nonfinite_loss == "skip":
+            said += f"\n{state.skipped_in_a_row} batches in a row had no finite loss, so it is not the rows"
+        raise RunError(
+            f"{said}\nThe weights were left as they were before it{self._last_saved()}. Go on without such batches "
+            "(--resume training.nonfinite_loss=skip), or mend those rows and start anew. Where it is not the rows: "
+            "lower training.learning_rate, lengthen the warm-up, or set max_grad_norm, in a new run"
+        )
 
     def _last_saved(self) -> str:
         """The checkpoint that is there, as the end of a sentence."""
@@ -192,7 +201,7 @@ class NativeTrainer:
         if self.parts.backward_step is not None:
             return self.parts.backward_step.norm()
         trained = [parameter for group in self.parts.optimizer.param_groups for parameter in group["params"]]
-        norm = get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+        norm = whole_tensor(get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None]))
         limit = self.training.max_grad_norm
         if limit is not None and limit < float(norm) + CLIP_EPSILON:
             clip_grads_with_norm_(trained, limit, norm)
@@ -275,7 +284,9 @@ class NativeTrainer:
         parts, params = self.parts, self.request.params
         assert isinstance(params, NativeParams)
         prompts = parts.prompts if stage == LAST_SAMPLES else self.interrupt.until_asked(parts.prompts)
-        texts = complete(parts.forward, parts.tokenizer, prompts, parts.stop_ids, params.sample_max_new_tokens)
+        texts = parts.objective.call(
+            complete, parts.forward, parts.tokenizer, prompts, parts.stop_ids, params.sample_max_new_tokens
+        )
         samples = [
             {"prompt": prompt.text, "completion": text, "reference": prompt.reference}
             for prompt, text in zip(parts.prompts, texts, strict=True)
@@ -290,18 +301,25 @@ class NativeTrainer:
         self._require_good_weights()
         state.loader = parts.loader.state_dict()
         self.run.flush()
-        save_checkpoint(self.run, state, self.evaluation, parts.model, parts.tokenizer, parts.optimizer)
+        parts.objective.rest()
+        gathered = gather(parts.model, parts.optimizer, self.world)
+        self.world.by_main(
+            lambda: save_checkpoint(self.run, state, self.evaluation, parts.model, parts.tokenizer, gathered)
+        )
         self._saved_step = state.step
-        remove_old(self.run, state.best)
-        get_registry().events.checkpoint_saved(self.run, state.step, path)
+        if self.world.is_main:
+            remove_old(self.run, state.best)
+            get_registry().events.checkpoint_saved(self.run, state.step, path)
         return path
 
     def _require_good_weights(self) -> None:
         """What a step with far too high a rate leaves must not take the place of what was good."""
-        if weight := nonfinite.broken_weight(self.parts.model):
+        weight = nonfinite.broken_weight(self.parts.model)
+        if self.world.any(weight is not None):
             raise RunError(
-                f"after step {self.state.step} {weight} is not finite any more: it is not saved{self._last_saved()}. "
-                "Lower training.learning_rate, lengthen the warm-up, or set max_grad_norm, in a new run"
+                f"after step {self.state.step} {weight or 'a weight'} is not finite any more: it is not saved"
+                f"{self._last_saved()}. Lower training.learning_rate, lengthen the warm-up, or set max_grad_norm, in "
+                "a new run"
             )
 
     def _stop(self, number: int) -> TrainResult:
@@ -328,12 +346,17 @@ class NativeTrainer:
     def _save_final(self) -> Path:
         """``final/``: the last weights, or the best ones, in the type that the model was loaded in."""
         path = self.run.folder / "final"
-        self.run.require_folder()
         self._require_good_weights()
+        self.parts.objective.rest()
+        uncut(self.parts.model, whole_weights(self.parts.model, keep=self.world.is_main))
+        self.world.by_main(lambda: self._write_final(path))
+        return path
+
+    def _write_final(self, path: Path) -> None:
+        self.run.require_folder()
         model = self._final_model()
         with written(path), complete_folder(path) as folder:
             write_final(folder, model, self.parts.tokenizer, self.request.config)
-        return path
 
     def _final_model(self) -> Any:
         state, model = self.state, self.parts.model

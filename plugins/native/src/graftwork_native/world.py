@@ -16,7 +16,7 @@ from graftwork.launch import Place
 from graftwork.launch.local import RENDEZVOUS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from graftwork.config import TrainingParams
 
@@ -46,16 +46,28 @@ class World:
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sum of each value over all processes: in the order of the ranks, so that all get the same bits."""
-        if self.size == 1:
-            return list(values)
-        own = torch.tensor(values, dtype=torch.float64)
-        every = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(every, own)
-        return [sum(column) for column in zip(*(tensor.tolist() for tensor in every), strict=True)]
+        return [sum(column) for column in zip(*self._every(values), strict=True)]
+
+    def largest(self, value: int) -> int:
+        """The largest of the processes' values."""
+        return int(max(values[0] for values in self._every([value])))
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in some process."""
-        return self.sum([float(flag)])[0] > 0
+        return self.largest(int(flag)) > 0
+
+    def interleaved(self, values: Sequence[float]) -> list[float]:
+        """The first value of each process, then the second, ...: as rows are dealt out. All have equally many."""
+        return [value for turn in zip(*self._every(values), strict=True) for value in turn]
+
+    def _every(self, values: Sequence[float]) -> list[list[float]]:
+        """Each process's values, in the order of the ranks."""
+        if self.size == 1:
+            return [list(values)]
+        own = torch.tensor(values, dtype=torch.float64)
+        every = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(every, own)
+        return [tensor.tolist() for tensor in every]
 
     def told(self, value: Any) -> Any:
         """The first process's value, in every process."""
@@ -73,9 +85,21 @@ class World:
         dist.gather_object(value, every, dst=0)
         return every or []
 
+    def by_main(self, work: Callable[[], None]) -> None:
+        """Has the first process do something; the others wait, and what it fails with they fail with too."""
+        error: RunError | None = None
+        try:
+            if self.is_main:
+                work()
+        except RunError as caught:
+            error = caught
+        said = self.told(None if error is None else str(error))
+        if said is not None:
+            raise error or RunError(said)
+
     def barrier(self) -> None:
         """Waits until all are here."""
-        self.sum([0.0])
+        self.largest(0)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
