@@ -10,15 +10,19 @@ import numpy as np
 import pytest
 
 from graftwork.config import DatasetSplitParams
+from graftwork.data.account import Account
 from graftwork.data.blocks import Packer
 from graftwork.data.conversations import to_conversation
-from graftwork.data.indexed import read_samples
+from graftwork.data.prepare import prepare_chunk
 from graftwork.data.readers import FileSource, Row
 from graftwork.data.samples import Sample, chat_encoder, fit, text_encoder, windows
 from graftwork.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from graftwork.data.samples import Encode
 
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"
@@ -258,6 +262,13 @@ def source_of(count: int) -> FileSource:
     return Rows((Path("rows.jsonl"),), None)  # type: ignore[arg-type]
 
 
+def read_samples(source: FileSource, encode: Encode, max_length: int | None, over_long: str) -> Sequence[Sample]:
+    """All rows as one chunk, judged."""
+    made = prepare_chunk(list(source.rows()), encode, Account("rows.jsonl"), max_length, over_long)
+    made.account.close()
+    return made.samples
+
+
 def test_every_bad_row_is_reported_at_once() -> None:
     def encode(one: Row) -> Sample:
         if one.data["n"] % 2:
@@ -290,18 +301,19 @@ def test_causes_are_told_apart_and_listed_up_to_ten() -> None:
     assert lines[11:] == ["  ... and 4 more causes"]
 
 
-def test_rows_that_were_dropped_or_cut_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_that_were_dropped_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     def encode(one: Row) -> Sample:
         return sample_of(3 + one.data["n"], where=one.where)
 
     with caplog.at_level(logging.WARNING, "graftwork"):
         assert len(read_samples(source_of(6), encode, 5, "drop")) == 3
-        assert [len(sample) for sample in read_samples(source_of(6), encode, 5, "truncate")] == [3, 4, 5, 5, 5, 5]
     assert [record.getMessage() for record in caplog.records] == [
-        "rows.jsonl: 3 of 6 rows dropped as too long",
-        "rows.jsonl: 3 of 6 rows cut off after max_length tokens",
+        "rows.jsonl: 6 rows read, 3 used, 3 dropped",
+        "  dropped: rows.jsonl: rows 4, 5 and 6, the first of them: too long: 6 tokens, but a sample may have 5",
     ]
-    with pytest.raises(DataError, match=r"rows\.jsonl: all 6 rows were dropped as too long; there is nothing to train"):
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl: none of its 6 rows can be used: .* there is nothing to train on"
+    ):
         read_samples(source_of(6), encode, 2, "drop")
     with pytest.raises(DataError, match=r"rows\.jsonl: no rows in it; there is nothing to train on"):
         read_samples(source_of(0), encode, 5, "error")

@@ -184,7 +184,6 @@ def test_neutral_values_of_the_same_fields_are_accepted(mistakes):
         "fsdp={enable_fsdp: true, use_orig_params: false}",
         "deepspeed={enable_deepspeed: true}",
         "data.train.use_async_dataset=true",
-        "data.train.datasets.0.transform_num_workers=4",
         "data.train.datasets.0.trust_remote_code=true",
         "generation.presence_penalty=0.5",
     ],

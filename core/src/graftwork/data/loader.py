@@ -4,59 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from graftwork.chat.fit import require_stops
+from graftwork.data import cache
 from graftwork.data.account import Account
 from graftwork.data.blocks import Packer, Packing
-from graftwork.data.indexed import IndexedLoader, read_samples
+from graftwork.data.encoders import LoadRequest, encoder_for, open_source, schema_of
+from graftwork.data.indexed import IndexedLoader
 from graftwork.data.lengths import prepare
 from graftwork.data.names import look_up
-from graftwork.data.preference import pair_encoder
-from graftwork.data.readers import OpenRequest, RowSource
-from graftwork.data.samples import Encode, chat_encoder, text_encoder
+from graftwork.data.prepare import Chunk, Job, prepare_rows
 from graftwork.data.streaming import Mixture, ShuffledRows, StreamedLoader
 from graftwork.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
-
-    from pydantic import BaseModel
-    from transformers import PreTrainedTokenizerFast
 
     from graftwork.config import DatasetParams, DatasetSplitParams
     from graftwork.data.account import Outcome
     from graftwork.data.readers import Row
-    from graftwork.specs import DatasetSpec
+    from graftwork.data.samples import Encode
+
+__all__ = [
+    "LoadRequest",
+    "Loader",
+    "describe",
+    "encoder_for",
+    "fingerprint",
+    "hash_ends",
+    "load_indexed",
+    "load_split",
+    "open_source",
+    "schema_of",
+]
 
 logger = logging.getLogger(__name__)
 Loader = IndexedLoader | StreamedLoader
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadRequest:
-    """How a split is to be loaded. ``max_length`` is in tokens; ``stop_ids`` end a trained turn."""
-
-    split: DatasetSplitParams
-    tokenizer: PreTrainedTokenizerFast
-    max_length: int
-    stop_ids: frozenset[int]
-    seed: int
-    batch_size: int
-    accumulation: int = 1
-    template_variables: Mapping[str, Any] = field(default_factory=dict)
-    special_tokens_in_content: str = "error"
-
-
-def schema_of(split: DatasetSplitParams) -> str:
-    """``text``, ``chat`` or ``preference``: what the split's datasets hold, which must be one thing."""
-    schemas = {params.dataset_name: look_up(params)[0].schema for params in split.datasets}
-    if len(set(schemas.values())) > 1:
-        listed = ", ".join(f"{name} ({schema})" for name, schema in schemas.items())
-        raise DataError(f"a split mixes schemas: {listed}; train on them one after the other")
-    return next(iter(schemas.values()))
 
 
 def load_split(request: LoadRequest) -> Loader:
@@ -71,20 +56,45 @@ def load_split(request: LoadRequest) -> Loader:
 
 def load_indexed(request: LoadRequest) -> IndexedLoader:
     """Reads every row. Also how a validation split is read, streamed or not: it has to end."""
-    limit = None if schema_of(request.split) == "text" else request.max_length
-    datasets = []
-    for params in request.split.datasets:
-        spec, options = look_up(params)
-        source = open_source(params, spec, options)
-        datasets.append(read_samples(source, encoder_for(spec, options, request), limit, request.split.over_long))
+    made = [load_dataset(params, request) for params in request.split.datasets]
     return IndexedLoader(
-        datasets,
+        [chunk.samples for chunk in made],
         request.split,
         packer_for(request),
         seed=seed_of(request),
         batch_size=request.batch_size,
         accumulation=request.accumulation,
+        accounts=[chunk.account for chunk in made],
     )
+
+
+def load_dataset(params: DatasetParams, request: LoadRequest) -> Chunk:
+    """The samples of one dataset, from the cache or made now, and kept there."""
+    spec, options = look_up(params)
+    source = open_source(params, spec, options)
+    job = Job(dataset=params, request=request, name=params.dataset_path or params.dataset_name)
+    folder = cache.cache_folder()
+    key = None if folder is None else cache.key_of(source, job)
+    if folder is None or key is None:
+        return prepare_rows(source, job)
+    if (found := cache.load(folder / key, job)) is None:
+        with cache.alone(folder / key):
+            if (found := cache.load(folder / key, job)) is None:
+                return keep(prepare_rows(source, job), folder / key, job)
+    for notice in found.notices:
+        logging.getLogger(notice.logger).warning("%s", notice.text)
+    found.account.close()
+    logger.info("%s: prepared before, read from %s", job.name, folder / key)
+    return found
+
+
+def keep(made: Chunk, entry: Path, job: Job) -> Chunk:
+    """The same samples from the disk, where they take no memory; as they are where they cannot be kept."""
+    if not cache.store(entry, made):
+        return made
+    cache.make_room(entry.parent, entry)
+    kept = cache.load(entry, job)
+    return made if kept is None else Chunk(kept.samples, made.account, made.notices)
 
 
 def load_streamed(request: LoadRequest) -> StreamedLoader:
@@ -109,38 +119,6 @@ def fitted(encode: Encode, schema: str, request: LoadRequest) -> Callable[[Row],
     """A row's way to a sample with the length policy behind it; documents are cut later."""
     limit = None if schema == "text" else request.max_length
     return lambda row: prepare(row, encode, limit, request.split.over_long)
-
-
-def open_source(params: DatasetParams, spec: DatasetSpec, options: BaseModel | None) -> RowSource:
-    """The dataset's rows."""
-    return spec.open(OpenRequest(dataset=params, params=options))
-
-
-def encoder_for(spec: DatasetSpec, options: BaseModel | None, request: LoadRequest) -> Encode:
-    """How the dataset's rows become samples."""
-    if spec.schema == "text":
-        return text_encoder(request.tokenizer, getattr(options, "text_field", "text"))
-    if spec.schema == "chat":
-        messages_field = getattr(options, "messages_field", "messages")
-        require_stops(request.tokenizer, request.stop_ids, request.template_variables)
-        return chat_encoder(
-            request.tokenizer,
-            request.split,
-            messages_field,
-            request.stop_ids,
-            request.template_variables,
-            request.special_tokens_in_content,
-        )
-    if spec.schema == "preference":
-        require_stops(request.tokenizer, request.stop_ids, request.template_variables)
-        return pair_encoder(
-            request.tokenizer,
-            request.split,
-            request.stop_ids,
-            request.template_variables,
-            request.special_tokens_in_content,
-        )
-    raise DataError(f"dataset {spec.name} holds {spec.schema} rows, which this loader does not read")
 
 
 def packer_for(request: LoadRequest) -> Callable[[], Packer]:
@@ -168,7 +146,7 @@ def fingerprint(split: DatasetSplitParams) -> dict[str, str]:
         source = open_source(params, spec, options)
         files |= getattr(source, "revisions", {})
         for path in source.files:
-            files[str(path)] = hash_ends(path) if streamed else hashlib.sha256(path.read_bytes()).hexdigest()
+            files[str(path)] = hash_ends(path) if streamed else cache.file_hash(path)
     return files
 
 

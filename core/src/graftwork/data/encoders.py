@@ -1,0 +1,97 @@
+"""How a split is loaded, and how its rows become samples. Torch-free: processes that prepare rows start with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from graftwork.chat.fit import require_stops
+from graftwork.data.names import look_up
+from graftwork.data.preference import pair_encoder
+from graftwork.data.readers import OpenRequest, RowSource
+from graftwork.data.samples import Encode, chat_encoder, text_encoder
+from graftwork.errors import DataError
+from graftwork.registry import get_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import BaseModel
+    from transformers import PreTrainedTokenizerFast
+
+    from graftwork.config import DatasetParams, DatasetSplitParams
+    from graftwork.specs import DatasetSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRequest:
+    """How a split is to be loaded. ``max_length`` is in tokens; ``stop_ids`` end a trained turn."""
+
+    split: DatasetSplitParams
+    tokenizer: PreTrainedTokenizerFast
+    max_length: int
+    stop_ids: frozenset[int]
+    seed: int
+    batch_size: int
+    accumulation: int = 1
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
+    special_tokens_in_content: str = "error"
+
+
+def schema_of(split: DatasetSplitParams) -> str:
+    """``text``, ``chat`` or ``preference``: what the split's datasets hold, which must be one thing."""
+    schemas = {params.dataset_name: look_up(params)[0].schema for params in split.datasets}
+    if len(set(schemas.values())) > 1:
+        listed = ", ".join(f"{name} ({schema})" for name, schema in schemas.items())
+        raise DataError(f"a split mixes schemas: {listed}; train on them one after the other")
+    return next(iter(schemas.values()))
+
+
+def open_source(params: DatasetParams, spec: DatasetSpec, options: BaseModel | None) -> RowSource:
+    """The dataset's rows."""
+    return spec.open(OpenRequest(dataset=params, params=options))
+
+
+def encoder_for(spec: DatasetSpec, options: BaseModel | None, request: LoadRequest) -> Encode:
+    """How the dataset's rows become samples."""
+    if spec.schema == "text":
+        return text_encoder(request.tokenizer, getattr(options, "text_field", "text"))
+    if spec.schema == "chat":
+        messages_field = getattr(options, "messages_field", "messages")
+        require_stops(request.tokenizer, request.stop_ids, request.template_variables)
+        return chat_encoder(
+            request.tokenizer,
+            request.split,
+            messages_field,
+            request.stop_ids,
+            request.template_variables,
+            request.special_tokens_in_content,
+        )
+    if spec.schema == "preference":
+        require_stops(request.tokenizer, request.stop_ids, request.template_variables)
+        return pair_encoder(
+            request.tokenizer,
+            request.split,
+            request.stop_ids,
+            request.template_variables,
+            request.special_tokens_in_content,
+        )
+    raise DataError(f"dataset {spec.name} holds {spec.schema} rows, which this loader does not read")
+
+
+def encoder_settings(params: DatasetParams, request: LoadRequest) -> dict[str, Any]:
+    """All that decides how the dataset's rows become samples, beside the files and the tokenizer: plain data."""
+    spec, options = look_up(params)
+    readers = get_registry().datasets
+    owner = readers.owner(params.dataset_name) if readers.knows(params.dataset_name) else None
+    return {
+        "reader": [spec.name, spec.schema, owner and [owner.distribution, owner.version]],
+        "options": None if options is None else options.model_dump(mode="json"),
+        "part": [params.dataset_path, params.subset, params.split],
+        "max_length": None if spec.schema == "text" else request.max_length,
+        "over_long": request.split.over_long,
+        "train_target": request.split.train_target,
+        "stop_ids": sorted(request.stop_ids),
+        "variables": request.template_variables,
+        "special_tokens_in_content": request.special_tokens_in_content,
+    }
