@@ -140,7 +140,7 @@ def to_turn(turn: Any, where: str) -> Any:
     """A turn under OpenAI's names, without the keys that are null; what is no turn is left for the validation."""
     if not isinstance(turn, Mapping):
         return turn
-    turn = {key: value for key, value in turn.items() if value is not None or key == "content"}
+    turn = {key: value for key, value in turn.items() if value is not None or key in ("content", "value")}
     if "from" in turn and "value" in turn:
         turn = {**{key: value for key, value in turn.items() if key not in ("from", "value")}, **shared(turn, where)}
     if isinstance(role := turn.get("role"), str) and role != CALL:

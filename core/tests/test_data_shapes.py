@@ -1,0 +1,291 @@
+"""Rows to conversations: every public shape, against readings of it that were written by others, and hostile rows."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trl import maybe_convert_to_chatml
+
+from graftwork.config import DatasetParams
+from graftwork.data.conversations import to_conversation, to_labelled, tools_of
+from graftwork.data.files import Unreadable
+from graftwork.data.names import look_up
+from graftwork.data.readers import OpenRequest, Row
+from graftwork.data.shapes import shape_of
+from graftwork.errors import DataError
+
+DATA = Path(os.environ.get("GRAFTWORK_TEST_DATA", "nowhere")) / "datasets"
+real = pytest.mark.skipif(not DATA.is_dir(), reason="GRAFTWORK_TEST_DATA names no folder with datasets")
+
+
+def row(data: Any) -> Row:
+    return Row(data, "rows.jsonl:7", (0, 1))
+
+
+def turns(data: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(message.role.value, message.text) for message in to_conversation(row(data)).messages]
+
+
+def rows_of(name: str, path: Path, **kwargs: Any) -> list[Row]:
+    params = DatasetParams(dataset_name=name, dataset_path=str(path), dataset_kwargs=kwargs)
+    spec, options = look_up(params)
+    return list(spec.open(OpenRequest(dataset=params, params=options)).rows())
+
+
+ASKED = [("user", "Q"), ("assistant", "A")]
+TALK = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+SHARED = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"messages": TALK}, ASKED),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "content": "Q"}]}, TALK[1]]}, ASKED),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Q"}]}, TALK[1]]}, ASKED),
+        ({"messages": [{"role": "developer", "content": "S"}, *TALK]}, [("system", "S"), *ASKED]),
+        ({"messages": [{**turn, "name": None, "tool_calls": None} for turn in TALK]}, ASKED),
+        ({"messages": json.dumps(TALK)}, ASKED),
+        ({"conversation": {"messages": TALK, "metadata": {}}}, ASKED),
+        ({"conversation": TALK, "conversation_id": "c"}, ASKED),
+        ({"conversations": SHARED}, ASKED),
+        ({"conversations": [{"from": "user", "value": "Q"}, {"from": "assistant", "value": "A"}]}, ASKED),
+        ({"conversations": SHARED, "system": "S"}, [("system", "S"), *ASKED]),
+        ({"conversations": [{"from": "system", "value": "S"}, *SHARED], "system": "T"}, [("system", "S"), *ASKED]),
+        ({"conversations": SHARED, "system": ""}, ASKED),
+        ({"instruction": "Q", "output": "A", "system": "S"}, [("system", "S"), *ASKED]),
+        ({"instruction": "Q", "input": "I", "output": "A"}, [("user", "Q\n\nI"), ("assistant", "A")]),
+        ({"instruction": "Q", "context": "I", "response": "A"}, [("user", "Q\n\nI"), ("assistant", "A")]),
+        (
+            {"instruction": "Q", "output": "A", "history": [["q", "a"]]},
+            [("user", "q"), ("assistant", "a"), *ASKED],
+        ),
+        ({"prompt": "Q", "completion": "A"}, ASKED),
+        ({"prompt": TALK[:1], "completion": TALK[1:]}, ASKED),
+        ({"prompt": "Q", "response": "A", "system": "S"}, [("system", "S"), *ASKED]),
+        ({"question": "Q", "answer": "A"}, ASKED),
+        # A table with rows of several shapes has every field in each, null where it is another's.
+        ({"messages": None, "conversations": None, "instruction": None, "question": "Q", "answer": "A"}, ASKED),
+    ],
+)  # fmt: skip
+def test_shapes(data: dict[str, Any], expected: list[tuple[str, str]]) -> None:
+    assert turns(data) == expected
+    assert shape_of(data) == "chat"
+
+
+CALL = {"name": "add", "arguments": {"a": 1}}
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"from": "function_call", "value": json.dumps(CALL)},
+        {"from": "function_call", "value": json.dumps([CALL])},
+        {"role": "assistant", "tool_calls": [{"type": "function", "function": CALL}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": CALL}]},
+        {"role": "assistant", "tool_calls": [{"type": "function", "function": {**CALL, "arguments": '{"a": 1}'}}]},
+        {"role": "assistant", "content": None, "function_call": {**CALL, "arguments": '{"a": 1}'}},
+    ],
+)
+@pytest.mark.parametrize("result", [{"from": "observation", "value": "3"}, {"role": "function", "content": "3"}])
+def test_a_call_of_a_tool_and_its_result(turn: dict[str, Any], result: dict[str, Any]) -> None:
+    messages = to_conversation(row({"messages": [TALK[0], turn, result, TALK[1]]})).messages
+    assert [message.role.value for message in messages] == ["user", "assistant", "tool", "assistant"]
+    assert messages[1].tool_calls == [{"type": "function", "function": CALL}]
+    assert messages[2].text == "3"
+
+
+def test_arguments_that_are_no_object_stay_a_text() -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": "a=1"}}
+    messages = to_conversation(row({"messages": [{"role": "assistant", "tool_calls": [call]}]})).messages
+    assert messages[0].tool_calls == [call]
+
+
+def test_tools_that_are_described_by_themselves_are_put_where_templates_look() -> None:
+    bare = {"name": "add", "parameters": {"type": "object"}}
+    wrapped = [{"type": "function", "function": bare}]
+    assert tools_of(row({"tools": [bare]})) == tools_of(row({"tools": json.dumps(wrapped)})) == wrapped
+    assert tools_of(row({"tools": "[]"})) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"conversations": None}, r"rows\.jsonl:7: conversations: Input should be a valid list \(got None\)"),
+        ({"conversations": [[]]}, r"conversations\.0: Input should be .*\(got \[\]\)"),
+        ({"conversations": [3]}, r"conversations\.0: Input should be .*\(got 3\)"),
+        ({"messages": "a text"}, r"messages: Input should be a valid list \(got 'a text'\)"),
+        ({"messages": "[{"}, r"messages is a text that is not JSON: '\[\{'"),
+        (
+            {"conversations": [{"from": "bard", "value": "Q"}]},
+            r"rows\.jsonl:7: conversations\.0\.from: 'bard' is nobody known; expected one of: human, user, gpt",
+        ),
+        ({"conversations": [{"from": ["gpt"], "value": "Q"}]}, r"conversations\.0\.from: \['gpt'\] is nobody known"),
+        ({"conversations": [{"from": "gpt", "value": 3}]}, r"conversations\.0\.content\S*: Input should .*\(got 3\)"),
+        ({"conversations": [{"from": "gpt", "value": None}]}, r"conversations\.0: .*content is null, and there are"),
+        (
+            {"conversations": [{"from": "function_call", "value": "add(1)"}]},
+            r"conversations\.0\.value: a function_call that is not JSON: 'add\(1\)'",
+        ),
+        (
+            {"conversations": [{"from": "function_call", "value": '{"arguments": {}}'}]},
+            r"conversations\.0\.value: a function_call has a name and arguments; got '\{\"arguments\"",
+        ),
+        ({"messages": [{**TALK[1], "weight": 0}]}, r"messages\.0\.weight: Extra inputs are not permitted \(got 0\)"),
+        ({"messages": [{"role": "assistant", "tool_calls": "add"}]}, r"messages\.0\.tool_calls: .*\(got 'add'\)"),
+        ({"conversations": SHARED[:1]}, r"no turn has the role assistant, so there is nothing to learn; remove"),
+        ({"conversation": {"turns": []}}, r"conversation: Input should be a valid list \(got \{'turns': \[\]\}\)"),
+        ({"conversations": SHARED, "system": 3}, r"rows\.jsonl:7: system is int 3, not a text"),
+        ({"instruction": "Q", "output": "A", "history": "q"}, r"history is 'q', not a list of \[question, answer\]"),
+        ({"instruction": "Q", "output": "A", "history": [["q"]]}, r"history\.0 is \['q'\], not \[question, answer\]"),
+        ({"prompt": "Q", "completion": 3.5}, r"completion is float 3\.5, not a text"),
+        ({"prompt": [], "completion": "A"}, None),
+        ({"prompt": ["Q"], "completion": "A"}, r"prompt\.0: Input should be .*\(got 'Q'\)"),
+        ({"question": "Q"}, r"fields question are no known row; expected one of: messages; conversations \(ShareGPT\)"),
+        ({}, r"fields none are no known row"),
+    ],
+)  # fmt: skip
+def test_hostile_rows(data: dict[str, Any], message: str | None) -> None:
+    if message is None:  # an answer to nothing: what the template makes of it is for the template to say
+        assert turns(data) == [("assistant", "A")]
+        return
+    with pytest.raises(DataError, match=message):
+        to_conversation(row(data))
+
+
+def test_a_row_that_cannot_be_read_says_so_wherever_it_is_looked_at() -> None:
+    data = pickle.loads(pickle.dumps(Unreadable("rows.jsonl:7: not JSON")))
+    looks = [lambda: data["x"], lambda: list(data), lambda: len(data), lambda: "x" in data, lambda: data.get("x")]
+    for look in [*looks, lambda: to_conversation(row(data)), lambda: to_labelled(row(data))]:
+        with pytest.raises(DataError, match=r"rows\.jsonl:7: not JSON"):
+            look()
+    assert data == Unreadable("rows.jsonl:7: not JSON") != Unreadable("else")
+
+
+# What a dataset holds
+
+
+@pytest.mark.parametrize(
+    ("data", "schema"),
+    [
+        ({"text": "T", "label": 1}, "text"),
+        ({"messages": TALK, "text": "T"}, "chat"),
+        ({"messages": TALK, "chosen": TALK, "rejected": TALK}, "preference"),
+        ({"chosen": "A", "rejected": "B"}, "preference"),
+        ({"prompt": "Q", "completion": "A", "label": True}, "preference"),
+        ({"prompt": "Q", "completion": "A", "label": 3}, "chat"),
+        ({"conversations": SHARED, "image": "a.png"}, "image-chat"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_path", "content": "a.png"}]}]}, "image-chat"),
+        ({"messages": TALK, "image": None, "chosen": None, "rejected": None}, "chat"),
+        ({"body": "T"}, None),
+        ({}, None),
+    ],
+)
+def test_what_a_row_is(data: dict[str, Any], schema: str | None) -> None:
+    assert shape_of(data) == schema
+
+
+# KTO
+
+
+def test_an_answer_with_a_verdict() -> None:
+    for data in ({"messages": TALK, "label": False}, {"prompt": "Q", "completion": "A", "label": 0}):
+        found = to_labelled(row(data))
+        assert [message.text for message in (*found.prompt, *found.completion)] == ["Q", "A"]
+        assert found.label is False
+    assert to_labelled(row({"messages": TALK, "label": True, "tools": [{"name": "f"}]})).tools == [{"name": "f"}]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"messages": TALK}, r"rows\.jsonl:7: label is None, not true or false"),
+        ({"messages": TALK, "label": "yes"}, r"label is 'yes', not true or false"),
+        ({"messages": TALK, "label": 2}, r"label is 2, not true or false"),
+        ({"messages": [*TALK, TALK[0]], "label": True}, r"the assistant's answer .*roles are user, assistant, user"),
+        ({"messages": TALK[1:], "label": True}, r"the assistant's answer to something; its roles are assistant"),
+    ],
+)  # fmt: skip
+def test_verdicts_that_are_none(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        to_labelled(row(data))
+
+
+# Real sets
+
+
+@real
+@pytest.mark.parametrize(
+    ("file", "count", "schema"),
+    [
+        ("instruct/alpaca_en_demo.0-499.json", 500, "chat"),
+        ("instruct/identity.json", 91, "chat"),
+        ("instruct/raschka_instruction.0-799.json", 800, "chat"),
+        ("instruct/gsm8k_train.0-999.jsonl", 1000, "chat"),
+        ("tools/glaive_toolcall_en_demo.0-149.json", 150, "chat"),
+        ("preference/dpo_en_demo.0-149.json", 150, "preference"),
+        ("preference/kto_en_demo.0-149.json", 150, "preference"),
+        ("preference/raschka_preference.0-799.json", 800, "preference"),
+        ("text/c4_demo.0-149.jsonl", 150, "text"),
+        ("vision/mnist_vqa/mnist_vqa.jsonl", 600, "image-chat"),
+    ],
+)
+def test_real_sets_are_recognised_whole(file: str, count: int, schema: str) -> None:
+    params = DatasetParams(dataset_name="huggingface", dataset_path=str(DATA / file))
+    spec, options = look_up(params)
+    rows = list(spec.open(OpenRequest(dataset=params, params=options)).rows())
+    assert (len(rows), spec.schema) == (count, schema)
+    assert {shape_of(row.data) for row in rows} == {schema}
+    if schema == "chat":
+        assert all(to_conversation(row).messages[-1].role == "assistant" for row in rows)
+
+
+@real
+def test_sharegpt_is_what_trl_makes_of_it() -> None:
+    rows = rows_of("vl_sft_jsonl", DATA / "vision/mnist_vqa/mnist_vqa.jsonl")
+    roles = {"human": "user", "gpt": "assistant"}
+    for one in rows:
+        theirs = maybe_convert_to_chatml(copy.deepcopy(dict(one.data)))["messages"]
+        assert turns(dict(one.data)) == [(roles[turn["role"]], turn["content"]) for turn in theirs]
+
+
+def llama_factory(data: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Its converter's mapping, as documented: tags to roles, a function call's value is the call's JSON."""
+    roles = {"human": "user", "gpt": "assistant", "function_call": "function", "observation": "tool"}
+    return [
+        (roles[turn["from"]], json.loads(turn["value"]) if turn["from"] == "function_call" else turn["value"])
+        for turn in data["conversations"]
+    ]
+
+
+@real
+def test_calls_of_tools_are_what_llama_factory_makes_of_them() -> None:
+    rows = rows_of("text_sft", DATA / "tools/glaive_toolcall_en_demo.0-149.json")
+    calls = Counter()
+    for one in rows:
+        ours: list[tuple[str, Any]] = []
+        for message in to_conversation(one).messages:
+            if message.tool_calls:
+                [call] = message.tool_calls
+                ours.append(("function", call["function"]))
+            else:
+                ours.append((message.role.value, message.text))
+        assert ours == llama_factory(dict(one.data))
+        calls.update(role for role, _ in ours)
+        tools = json.loads(one.data["tools"])
+        assert tools_of(one) == ([{"type": "function", "function": tool} for tool in tools] or None)
+    assert calls == {"user": 397, "assistant": 397, "function": 108, "tool": 108}
+
+
+@real
+def test_the_verdicts_of_a_real_set() -> None:
+    rows = [to_labelled(one) for one in rows_of("preference_pairs_jsonl", DATA / "preference/kto_en_demo.0-149.json")]
+    assert Counter(one.label for one in rows) == {True: 78, False: 72}
+    assert all(one.completion[0].role == "assistant" and one.prompt[-1].role == "user" for one in rows)
