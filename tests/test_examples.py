@@ -32,6 +32,7 @@ REAL = {
     "sft-chat": "instruct/alpaca_en_demo.0-499.json",
     "sft-alpaca-lora": "instruct/alpaca_en_demo.0-499.json",
     "sft-gsm8k": "instruct/gsm8k_train.0-999.jsonl",
+    "dpo": "preference/dpo_en_demo.0-149.json",
 }
 NEEDS_DATA = pytest.mark.skipif(
     "GRAFTWORK_TEST_DATA" not in os.environ, reason="set GRAFTWORK_TEST_DATA to a folder with real datasets"

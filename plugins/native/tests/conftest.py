@@ -142,6 +142,16 @@ def write_text(path: Path, documents: int = 10, seed: int = 0) -> Path:
     return path
 
 
+def write_pairs(path: Path, rows: int = 12) -> Path:
+    """Questions with a better and a worse answer, all of different lengths."""
+    pairs = []
+    for n in range(rows):
+        chosen, rejected = f"yes{n % 4} " * (1 + n % 2), f"no{n % 3} " * (1 + n % 5)
+        pairs.append({"prompt": f"q{n} " * (1 + n % 3), "chosen": chosen, "rejected": rejected})
+    path.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    return path
+
+
 def make_config(tmp_path: Path, toy: Path | str, data: dict[str, Any], **sections: Any) -> RunConfig:
     """A run of a few steps; ``training`` and ``peft`` go over the defaults here."""
     training = {
@@ -167,6 +177,7 @@ def toys() -> SimpleNamespace:
         save=save_toy,
         chat=write_chat,
         text=write_text,
+        pairs=write_pairs,
         config=make_config,
         split=chat_split,
         metrics=metrics_of,

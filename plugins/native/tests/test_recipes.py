@@ -28,7 +28,8 @@ def test_a_recipe_trains(name: str, toys: Any, llama: Path, graft: Any, tmp_path
     quantized = name == "sft-qlora"
     if quantized and find_spec("graftwork_bitsandbytes") is None:
         pytest.skip("sft-qlora needs graftwork-bitsandbytes")
-    rows = (toys.text if name == "pretrain" else toys.chat)(tmp_path / "rows.jsonl")
+    write = {"pretrain": toys.text, "dpo": toys.pairs}.get(name.partition("-")[0], toys.chat)
+    rows = write(tmp_path / "rows.jsonl")
     places = (
         f"model.model_name={llama}",
         f"data.train.datasets.0.dataset_path={rows}",
