@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from graftwork.config import RunConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"

@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from graftwork_trl.session import Session
 
 logger = logging.getLogger(__name__)
-Specials = list[dict[str, Any]]
+Came = list[dict[str, Any]]
 
 
 class Recorded(Trainer):  # type: ignore[misc]  # transformers has no types
-    """What every method shares. ``session`` and ``specials`` are set right after the making."""
+    """What every method shares. ``session`` and ``came`` are set right after the making."""
 
     session: Session
-    specials: Specials
+    came: Came
     optimizer: Any
 
     def _send_telemetry(self) -> None:
@@ -87,9 +87,7 @@ class Recorded(Trainer):  # type: ignore[misc]  # transformers has no types
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The model (or its adapter) and the tokenizer, without TRL's padding token and without pickled arguments."""
         if self.args.should_save and output_dir is not None:
-            save_model(
-                Path(output_dir), self.accelerator.unwrap_model(self.model), self.session, self.specials, state_dict
-            )
+            save_model(Path(output_dir), self.accelerator.unwrap_model(self.model), self.session, self.came, state_dict)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """``checkpoints/step-N``, whole or not there."""
@@ -222,45 +220,46 @@ def explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def save_model(folder: Path, model: Any, session: Session, specials: Specials, state_dict: Any = None) -> None:
+def save_model(folder: Path, model: Any, session: Session, came: Came, state_dict: Any = None) -> None:
     """The model (or its adapter) and the tokenizer with its template, as transformers and PEFT save them."""
     options = {"selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
-    with no_progress_bar(), special_tokens(model, specials):
+    with no_progress_bar(), as_it_came(model, came):
         model.save_pretrained(folder, state_dict=state_dict, max_shard_size="50GB", **options)
     session.tokenizer.save_pretrained(folder)
 
 
-SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
 
 
 @contextmanager
-def special_tokens(model: Any, saved: Specials) -> Iterator[None]:
-    """Within the block the model's configurations have these special tokens.
+def as_it_came(model: Any, saved: Came) -> Iterator[None]:
+    """Within the block the model's configurations are as they came.
 
-    TRL and transformers write the padding token, and the tokenizer's others, into them for the training.
+    TRL and transformers write the padding token, and the tokenizer's others, into them for the training, and switch
+    the cache off.
     """
-    now = get_specials(model)
-    set_specials(model, saved)
+    now = as_came(model)
+    set_back(model, saved)
     try:
         yield
     finally:
-        set_specials(model, now)
+        set_back(model, now)
 
 
-def get_specials(model: Any) -> Specials:
-    """The special tokens of a model's configuration and of its generation configuration."""
-    return [{name: getattr(config, name, None) for name in SPECIAL} for config in configs_of(model)]
+def as_came(model: Any) -> Came:
+    """What the training changes in a model's configuration and in its generation configuration."""
+    return [{name: getattr(config, name, None) for name in KEPT} for config in configs_of(model)]
 
 
-def set_specials(model: Any, specials: Specials) -> None:
-    """The inverse of :func:`get_specials`."""
-    for config, values in zip(configs_of(model), specials, strict=True):
+def set_back(model: Any, came: Came) -> None:
+    """The inverse of :func:`as_came`."""
+    for config, values in zip(configs_of(model), came, strict=True):
         for name, value in values.items():
             if hasattr(config, name):
                 setattr(config, name, value)
 
 
 def configs_of(model: Any) -> list[Any]:
-    """Where a model keeps its special tokens; a classifier has no generation configuration."""
+    """A model's configurations; a classifier has none for generating."""
     generation = getattr(model, "generation_config", None)
     return [model.config.get_text_config(), *([generation] if generation is not None else [])]

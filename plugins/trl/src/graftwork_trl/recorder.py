@@ -24,7 +24,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         self.session = session
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Before a step of which TRL draws the samples itself; elsewhere the clock runs from when they are asked for."""
+        """Starts the clock where TRL draws the samples itself; elsewhere it runs from when they are asked for."""
         if self.session.data is None:
             self.session.began = time.perf_counter()
 
@@ -35,7 +35,11 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         control.should_log = session.is_logged(step)
         control.should_evaluate = session.is_evaluated(step)
         control.should_save = session.is_saved(step)
-        if session.stopped_by is not None and step < session.total_steps:
+        self._stop(state, control)
+
+    def _stop(self, state: Any, control: Any) -> None:
+        """Saves and ends where a signal came, whenever in a step it did."""
+        if self.session.stopped_by is not None and 0 < state.global_step < self.session.total_steps:
             control.should_save = control.should_training_stop = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any) -> None:
@@ -60,6 +64,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
             self.session.last |= metrics
         if state.is_world_process_zero:
             self.session.run.log(state.global_step, metrics)
+        self._stop(state, control)
 
 
 def is_number(value: Any) -> bool:

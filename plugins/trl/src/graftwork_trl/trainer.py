@@ -29,7 +29,7 @@ from graftwork_trl.arguments import arguments
 from graftwork_trl.batches import maker
 from graftwork_trl.data import count_steps, load_data
 from graftwork_trl.grpo import Grpo, Prompts, prompts_per_step, rewards_of
-from graftwork_trl.loops import OwnSteps, explained, get_specials, recorded, save_model
+from graftwork_trl.loops import OwnSteps, explained, as_came, recorded, save_model
 from graftwork_trl.methods import METHODS, quiet
 from graftwork_trl.model import forget_copy_of_fresh_adapter, load_model, reference_of
 from graftwork_trl.params import GrpoOptions, Options
@@ -99,7 +99,7 @@ class TrlTrainer:
         parts = self._prompts() if self.method.batch == "prompts" else self._batches()
         model, self.loaded_dtype = load_model(config, scores=self.method.batch == "reward")
         masters = [(one, one.data) for one in model.parameters() if one.requires_grad]
-        specials = get_specials(model)
+        came = as_came(model)
         trainer_class = recorded(self.classes[0], Grpo if self.method.batch == "prompts" else OwnSteps)
         with calm(), refusals():
             self.trainer = trainer_class(
@@ -116,8 +116,8 @@ class TrlTrainer:
         self.trainer.remove_callback(PrinterCallback)
         self.trainer.session = self.session
         if self.method.batch == "reward":  # it finds an answer's end by the padding token
-            specials[0]["pad_token_id"] = model.config.get_text_config().pad_token_id
-        self.trainer.specials = specials
+            came[0]["pad_token_id"] = model.config.get_text_config().pad_token_id
+        self.trainer.came = came
         if self.method.batch == "odds":
             self.trainer.use_dpo_data_collator = True  # the batches are as that one makes them
         if isinstance(self.trainer, Grpo):
@@ -225,9 +225,9 @@ class TrlTrainer:
         elif mode == "merged":
             model = model.merge_and_unload()
         with explained(path), complete_folder(path) as folder:
-            save_model(folder, model, self.session, trainer.specials)
+            save_model(folder, model, self.session, trainer.came)
             if isinstance(model, PeftModel) and mode == "full":
-                save_model(folder, model.unload(), self.session, trainer.specials)
+                save_model(folder, model.unload(), self.session, trainer.came)
         return path
 
     def _result(self, path: Path | None, *, interrupted_by: int | None = None) -> TrainResult:

@@ -1,0 +1,205 @@
+"""Whole runs: what is left on the disk, resuming, stopping, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from graftwork import ModelParams, build_model, train
+from graftwork.cli import main
+from graftwork.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+METHODS = ("TRL_SFT", "TRL_DPO", "TRL_KTO", "TRL_RM", "TRL_GRPO", "TRL_ORPO")
+NEEDED = {
+    "trainer_state.json",
+    "graftwork_state.json",
+    "optimizer.pt",
+    "rng_state.pth",
+    "scheduler.pt",
+    "checkpoint.json",
+}
+LORA = {"lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.1}
+
+
+def numbers(toys: Any, run: Path) -> list[dict[str, Any]]:
+    """The metrics without those that depend on the machine."""
+    measured = ("tokens_per_s", "step_time_s", "peak_memory_bytes", "eval_time_s", "step_time", "num_tokens")
+    left_out = (*measured, "eval_num_tokens", "eval_step_time")
+    return [{name: value for name, value in row.items() if name not in left_out} for row in toys.metrics(run)]
+
+
+def stop_at(step: int, number: int) -> Any:
+    def listen(run: Any, now: int, metrics: Any) -> None:
+        if now == step:
+            os.kill(os.getpid(), number)
+
+    return listen
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stopped_run_goes_on_to_the_same_numbers(
+    toys: Any, tmp_path: Path, llama: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout, shuffled epochs that end within the run, an evaluation, a signal; and nothing is sent anywhere."""
+
+    def send(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("telemetry")
+
+    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", send)
+    toy = toys.save(tmp_path / "toy", attention_dropout=0.1)
+    data = toys.data(tmp_path, method, validation=True)
+    data["train"]["datasets"][0]["shuffle"] = True
+    kwargs = {} if method == "TRL_GRPO" else {"disable_dropout": False} if method != "TRL_SFT" else {}
+
+    def config(name: str) -> Any:
+        training = {"output_dir": str(tmp_path / name), "max_steps": 6, "eval_strategy": "steps", "eval_steps": 5}
+        training |= {"gradient_accumulation_steps": 2, "trainer_kwargs": kwargs}
+        return toys.config(tmp_path, toy, method, data, training=training)
+
+    whole = train(config("whole"))
+    assert (whole.step, whole.interrupted) == (6, False)
+    stopped = train(config("parts"), listeners=[stop_at(3, signal.SIGTERM)])
+    assert (stopped.step, stopped.interrupted_by, stopped.model_path) == (3, signal.SIGTERM, None)
+    checkpoint = tmp_path / "parts" / "checkpoints" / "step-3"
+    assert {path.name for path in checkpoint.iterdir()} >= NEEDED
+    assert not (checkpoint / "training_args.bin").exists()
+    assert json.loads((tmp_path / "parts" / "run.json").read_text())["status"] == "interrupted"
+    done = train(config("parts"), resume=True)
+    assert (done.step, done.interrupted) == (6, False)
+    assert numbers(toys, tmp_path / "parts") == numbers(toys, tmp_path / "whole")
+    assert len(toys.losses(tmp_path / "whole")) == 6
+    left, right = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert (tmp_path / "whole" / "report.html").read_text().startswith("<!")
+
+
+@pytest.mark.parametrize("mode", ["adapter", "merged", "full"])
+def test_an_adapter_in_each_way_of_saving(toys: Any, tmp_path: Path, llama: Path, mode: str) -> None:
+    """A LoRA with dropout, stopped and gone on with; the three folders give the same logits."""
+    data, peft = toys.data(tmp_path, "TRL_SFT"), {**LORA, "save_mode": mode}
+    config = toys.config(tmp_path, llama, "TRL_SFT", data, training={"use_peft": True, "max_steps": 4}, peft=peft)
+    train(config, listeners=[stop_at(2, signal.SIGINT)])
+    train(config, resume=True)
+    whole = toys.config(
+        tmp_path, llama, "TRL_SFT", data, peft=peft,
+        training={"use_peft": True, "max_steps": 4, "output_dir": str(tmp_path / "whole")},
+    )  # fmt: skip
+    train(whole)
+    assert toys.losses(tmp_path / "run") == toys.losses(tmp_path / "whole")
+    final = tmp_path / "run" / "final"
+    assert (final / "adapter_model.safetensors").exists() == (mode != "merged")
+    assert (final / "model.safetensors").exists() == (mode != "adapter")
+    ids = torch.tensor([[5, 9, 3, 7, 11]])
+    with torch.no_grad():
+        trained = build_model(ModelParams(model_name=str(final), device_map="cpu")).eval()(ids).logits
+        before = build_model(ModelParams(model_name=str(llama), device_map="cpu")).eval()(ids).logits
+    assert not torch.allclose(trained, before, atol=1e-3)
+    expected = tmp_path / "logits.pt"
+    torch.save(trained, expected)
+
+
+def test_final_is_what_the_model_was(toys: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """bfloat16 in, bfloat16 out after float32 masters; no padding token of TRL's and no model card; it generates."""
+    toy = toys.save(tmp_path / "toy", torch.bfloat16)
+    config = toys.config(tmp_path, toy, "TRL_DPO", toys.data(tmp_path, "TRL_DPO"), training={"save_steps": 2})
+    result = train(config)
+    final = tmp_path / "run" / "final"
+    assert result.model_path == final
+    assert {tensor.dtype for tensor in load_file(final / "model.safetensors").values()} == {torch.bfloat16}
+    kept = load_file(tmp_path / "run" / "checkpoints" / "step-2" / "model.safetensors")
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
+    for name in ("config.json", "generation_config.json"):
+        before, after = (json.loads((folder / name).read_text()) for folder in (toy, final))
+        assert {key: after.get(key) for key in before} == before
+    assert not (final / "README.md").exists()
+    assert (final / "chat_template.jinja").read_text() == (toy / "chat_template.jinja").read_text()
+    assert main(["generate", str(final), "--prompt", "q0 1", "--max-new-tokens", "3", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out
+
+
+def test_only_so_many_checkpoints_are_kept(toys: Any, tmp_path: Path, llama: Path) -> None:
+    data = toys.data(tmp_path, "TRL_SFT", validation=True)
+    others = [{"prompt": "q0 1", "completion": "zzzz"}]  # what is learned makes these less likely, step by step
+    toys.write(tmp_path / "TRL_SFT held out.jsonl", others)
+    training = {
+        "save_steps": 1, "save_total_limit": 2, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 6,
+        "load_best_model_at_end": True, "learning_rate": 0.05, "lr_scheduler_type": "constant",
+    }  # fmt: skip
+    train(toys.config(tmp_path, llama, "TRL_SFT", data, training=training))
+    evaluations = {row["step"]: row["eval_loss"] for row in toys.metrics(tmp_path / "run") if "eval_loss" in row}
+    best = min((step for step in evaluations if step), key=lambda step: evaluations[step])
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert names == {f"step-{best}", "step-5", "step-6"}
+    assert best < 5
+    final, kept = (
+        load_file(tmp_path / "run" / place / "model.safetensors") for place in ("final", f"checkpoints/step-{best}")
+    )
+    assert all(torch.equal(final[name], kept[name]) for name in final)
+
+
+def test_an_early_stop(toys: Any, tmp_path: Path, llama: Path) -> None:
+    training = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 20, "learning_rate": 0.0}
+    training |= {"early_stopping_patience": 2}
+    data = toys.data(tmp_path, "TRL_SFT", validation=True)
+    assert train(toys.config(tmp_path, llama, "TRL_SFT", data, training=training)).step == 3
+
+
+def test_a_loss_that_is_no_number_stops_the_run(toys: Any, tmp_path: Path, llama: Path) -> None:
+    training = {"learning_rate": 1e30, "max_grad_norm": None, "lr_scheduler_type": "constant"}
+    config = toys.config(tmp_path, llama, "TRL_SFT", toys.data(tmp_path, "TRL_SFT"), training=training)
+    with pytest.raises(RunError, match=r"step 2: (loss|gradient norm) nan of the rows .*jsonl:3, .*jsonl:4: the weigh"):
+        train(config)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    assert len(toys.losses(tmp_path / "run")) == 1
+
+
+def test_what_trl_refuses_is_one_sentence(toys: Any, tmp_path: Path, llama: Path) -> None:
+    training = {"per_device_train_batch_size": 1}
+    config = toys.config(tmp_path, llama, "TRL_KTO", toys.data(tmp_path, "TRL_KTO"), training=training)
+    with pytest.raises(
+        UsageError, match=r"TRL refuses this configuration: Actual \(not effective\) batch size must be"
+    ):
+        train(config)
+
+
+def test_a_checkpoint_of_another_kind_is_refused(toys: Any, tmp_path: Path, llama: Path) -> None:
+    from graftwork_trl.session import Session
+
+    (tmp_path / "step-1").mkdir()
+    session = Session(run=None, config=None, tokenizer=None, total_steps=1)  # type: ignore[arg-type]
+    with pytest.raises(
+        RunError, match=r"step-1 is not a checkpoint that a TRL trainer can go on from: FileNotFoundErr"
+    ):
+        session.restore(tmp_path / "step-1")
+
+
+def test_metrics_of_a_step(toys: Any, tmp_path: Path, llama: Path) -> None:
+    training = {"logging_steps": 2, "logging_first_step": True, "max_steps": 4}
+    train(toys.config(tmp_path, llama, "TRL_DPO", toys.data(tmp_path, "TRL_DPO", validation=True), training=training))
+    rows = toys.metrics(tmp_path / "run")
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 4]
+    assert [row["step"] for row in rows if "eval_loss" in row] == [0, 4]
+    expected = {"loss", "learning_rate", "grad_norm", "rewards/margins", "logps/chosen", "tokens", "supervised_tokens"}
+    assert set(rows[1]) >= expected | {"tokens_per_s", "step_time_s", "peak_memory_bytes"}
+    assert not {"epoch", "train_loss", "total_flos"} & set().union(*rows)
+    assert all(isinstance(row.get("tokens", 0), int) for row in rows)
+
+
+def test_nothing_is_printed(toys: Any, tmp_path: Path, llama: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """TRL and transformers print bars, tables and notices of their own where they are let."""
+    for method in ("TRL_SFT", "TRL_ORPO"):
+        training = {"output_dir": str(tmp_path / method)}
+        data = toys.data(tmp_path, method, validation=True)
+        train(toys.config(tmp_path, llama, method, data, training=training))
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert [line for line in said.err.splitlines() if "graftwork" not in line] == []
