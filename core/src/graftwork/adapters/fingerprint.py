@@ -10,6 +10,7 @@ rows that lie between the pieces.
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 from graftwork.checkpoints.formats import find_format
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from graftwork.checkpoints.formats import Header
+    from graftwork.checkpoints.formats import Checkpoint, Header
 
 VERSION = "sha256-sampled-1"
 PIECE, PIECES = 4096, 16
@@ -44,17 +45,21 @@ def places(count: int) -> list[tuple[int, int]]:
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Header, Callable[[int, int], bytes]]]:
-    if not is_hf(folder):
-        checkpoint = find_format(folder).open(folder)
-        for name, header in checkpoint.headers.items():
-            yield name, header, lambda a, b, n=name, h=header: bytes_of(checkpoint.tensor(n), n, h)[a:b].tobytes()
+    if is_hf(folder):
+        for file in [folder] if folder.is_file() else shard_files(folder, HF):
+            for name, stored in read_headers(file).items():
+                yield name, stored.header, partial(_from_file, file, stored.start)
         return
-    for file in [folder] if folder.is_file() else shard_files(folder, HF):
-        for name, stored in read_headers(file).items():
-            yield name, stored.header, lambda a, b, f=file, s=stored.start: _read(f, s + a, b - a)
+    checkpoint = find_format(folder).open(folder)
+    for name, header in checkpoint.headers.items():
+        yield name, header, partial(_from_checkpoint, checkpoint, name)
 
 
-def _read(file: Path, start: int, count: int) -> bytes:
+def _from_file(file: Path, first: int, start: int, end: int) -> bytes:
     with file.open("rb") as stream:
-        stream.seek(start)
-        return stream.read(count)
+        stream.seek(first + start)
+        return stream.read(end - start)
+
+
+def _from_checkpoint(checkpoint: Checkpoint, name: str, start: int, end: int) -> bytes:
+    return bytes_of(checkpoint.tensor(name), name, checkpoint.headers[name])[start:end].tobytes()

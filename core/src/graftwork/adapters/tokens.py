@@ -15,10 +15,17 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from graftwork.config import ModelParams
 
-def added_token_ids(tokenizer: Any, texts: Iterable[str]) -> list[int]:
-    """The ids of the added tokens ``texts`` (``model.added_tokens``), which the tokenizer has by now."""
-    return sorted({int(tokenizer.convert_tokens_to_ids(text)) for text in texts})
+
+def added_token_ids(params: ModelParams) -> list[int]:
+    """The ids of ``model.added_tokens``, by which the tokenizer of ``params`` was extended."""
+    if not params.added_tokens:
+        return []
+    from graftwork.builders import build_tokenizer
+
+    tokenizer = build_tokenizer(params)
+    return sorted({int(tokenizer.convert_tokens_to_ids(text)) for text in params.added_tokens})
 
 
 def add_rows(model: Any, ids: Sequence[int]) -> None:
@@ -96,4 +103,5 @@ def _matrices(model: Any) -> list[nn.Parameter]:
 
 
 def _leaf(model: Any, module: Any) -> str:
-    return next(name for name, found in model.named_modules() if found is module).rpartition(".")[2]
+    path: str = next(name for name, found in model.named_modules() if found is module)
+    return path.rpartition(".")[2]

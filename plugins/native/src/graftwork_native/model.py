@@ -10,7 +10,7 @@ from peft import PeftModel
 from graftwork.adapters import attach_adapter, load_adapter
 from graftwork.adapters.folder import adapter_folder
 from graftwork.adapters.tokens import add_rows, added_token_ids, require_trained
-from graftwork.builders import build_model, build_tokenizer
+from graftwork.builders import build_model
 from graftwork.errors import UsageError
 from graftwork_native import precision
 from graftwork_native.checkpoint import load_state
@@ -32,7 +32,7 @@ def load_model(config: RunConfig, checkpoint: Path | None) -> tuple[nn.Module, t
     """
     model = base_model(config, checkpoint)
     loaded_dtype = model.dtype
-    tokens = added_tokens(config)
+    tokens = added_token_ids(config.model)
     if tokens and (checkpoint is None or config.training.use_peft):
         add_rows(model, tokens)
     if config.training.use_peft:
@@ -46,12 +46,6 @@ def load_model(config: RunConfig, checkpoint: Path | None) -> tuple[nn.Module, t
     if config.training.compile:
         base_of(model).compile()
     return model.train(), loaded_dtype
-
-
-def added_tokens(config: RunConfig) -> list[int]:
-    """The ids of ``model.added_tokens``."""
-    texts = config.model.added_tokens
-    return added_token_ids(build_tokenizer(config.model), texts) if texts else []
 
 
 def base_model(config: RunConfig, checkpoint: Path | None) -> Any:

@@ -18,6 +18,7 @@ import torch
 from peft import PeftModel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from graftwork.adapters.final import final_models
 from graftwork.errors import RunError
 from graftwork.files import complete_folder
 from graftwork.registry import get_registry
@@ -25,9 +26,8 @@ from graftwork.runs.checkpoints import damage
 from graftwork.runs.run import read_lines
 from graftwork.training import TrainRequest, TrainResult
 from graftwork_native import nonfinite
-from graftwork_native.checkpoint import TrainerState, gather, load_state, restore, save_checkpoint, written
+from graftwork_native.checkpoint import TrainerState, gather, load_state, restore, save_checkpoint, save_model, written
 from graftwork_native.evaluation import complete, evaluate
-from graftwork_native.final import write_final
 from graftwork_native.interrupt import Interrupt, Left
 from graftwork_native.kept import chosen_metric, is_gain, metric_name, ranked, remove_old, without_lost
 from graftwork_native.memory import keep_freed_memory, peak_memory_bytes
@@ -356,7 +356,8 @@ class NativeTrainer:
         self.run.require_folder()
         model = self._final_model()
         with written(path), complete_folder(path) as folder:
-            write_final(folder, model, self.parts.tokenizer, self.request.config)
+            for part in final_models(model, self.request.config):
+                save_model(folder, part, self.parts.tokenizer)
 
     def _final_model(self) -> Any:
         state, model = self.state, self.parts.model

@@ -1,4 +1,4 @@
-"""``final/``: the adapter, one model with the adapter merged into it, or both side by side (``peft.save_mode``).
+"""What a run leaves in ``final/`` (``peft.save_mode``): the adapter, one model it is merged into, or adapter and base.
 
 Onto a quantized base nothing is merged: its weights are rounded already. The adapter goes onto the original base, in
 the type that it is stored in, as ``graft merge`` would put it later.
@@ -11,34 +11,32 @@ from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 
-from graftwork.adapters import merge_adapter, save_adapter
+from graftwork.adapters.attach import save_adapter
+from graftwork.adapters.merge import merge_adapter
 from graftwork.adapters.record import rows_of
 from graftwork.adapters.tokens import make_room
 from graftwork.builders.model import load_as_stored
-from graftwork_native.checkpoint import save_model
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import nn
-    from transformers import PreTrainedTokenizerFast
+    from collections.abc import Iterator
 
     from graftwork.config import RunConfig
 
 
-def write_final(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerFast, config: RunConfig) -> None:
-    """Writes the trained ``model`` into the empty ``folder``. The model may be changed."""
-    mode = config.peft.save_mode
-    if not isinstance(model, PeftModel) or mode == "adapter":
-        save_model(folder, model, tokenizer)
-    elif mode == "merged":
-        save_model(folder, merged(model, config), tokenizer)
-    else:
-        save_model(folder, model, tokenizer)
-        save_model(folder, base_of_adapter(model, config), tokenizer)
+def final_models(model: Any, config: RunConfig) -> Iterator[Any]:
+    """The models to be saved, one after the other; what comes first may be changed to make the next.
+
+    A model without an adapter is what is saved. Raises :class:`ModelError` where a merge leaves a target as it was.
+    """
+    if not isinstance(model, PeftModel) or config.peft.save_mode != "merged":
+        yield model
+    if isinstance(model, PeftModel) and config.peft.save_mode == "merged":
+        yield _merged(model, config)
+    elif isinstance(model, PeftModel) and config.peft.save_mode == "full":
+        yield _base(model, config)
 
 
-def merged(model: PeftModel, config: RunConfig) -> Any:
+def _merged(model: PeftModel, config: RunConfig) -> Any:
     """A plain model with the adapter in its weights."""
     if not is_quantized(model):
         return merge_adapter(model)
@@ -47,7 +45,7 @@ def merged(model: PeftModel, config: RunConfig) -> Any:
         return merge_adapter(load_as_stored(config.model), adapter)
 
 
-def base_of_adapter(model: PeftModel, config: RunConfig) -> Any:
+def _base(model: PeftModel, config: RunConfig) -> Any:
     """The base without the adapter, and with the rows of added tokens."""
     if not is_quantized(model):
         return model.unload()
@@ -59,6 +57,5 @@ def base_of_adapter(model: PeftModel, config: RunConfig) -> Any:
 def is_quantized(model: PeftModel) -> bool:
     """Whether some weight of the base is held in fewer bits."""
     base = model.get_base_model()
-    return bool(getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False)) or any(
-        not weight.is_floating_point() for weight in base.parameters()
-    )
+    kinds = (getattr(base, "is_loaded_in_4bit", False), getattr(base, "is_loaded_in_8bit", False))
+    return any(kinds) or any(not weight.is_floating_point() for weight in base.parameters())
