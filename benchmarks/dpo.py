@@ -15,7 +15,6 @@ import json
 import os
 import statistics
 import sys
-import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,30 +103,12 @@ def read_pairs(path: Path) -> list[dict[str, list[dict[str, str]]]]:
 
 def made_up() -> list[dict[str, list[dict[str, str]]]]:
     """Where there are no real pairs: a long and a short answer to each question."""
-    words = textwrap.wrap("graftscionstockbarksknifewaxesrootsleafscutsbindswait", 5)
-        "graft",
-        "scion",
-        "stock",
-        "bud",
-        "bark",
-        "sap",
-        "knife",
-        "wax",
-        "root",
-        "leaf",
-        "cut",
-        "bind",
-        "wait",
-        "grow",
-        "fruit",
-    ]
+    words = ["graft", "scion", "stock", "bark", "knife", "waxes", "roots", "leafs", "cutting", "binding"]
     return [
         {
-            "prompt": [{"role": "user", "content": f"Question {number}: " + " ".join(words)}],
-            **{
-                name: [{"role": "assistant", "content": " ".join(words[(number * i) % len(words)] for i in range(length))}]
-                for name, length in zip(ANSWERS, (LONG, SHORT), strict=True)
-            },
+            "prompt": [{"role": "user", "content": f"Question {number}: {' '.join(words)}"}],
+            "chosen": [{"role": "assistant", "content": " ".join(words[number * i % 10] for i in range(LONG))}],
+            "rejected": [{"role": "assistant", "content": " ".join(words[number * i % 10] for i in range(SHORT))}],
         }
         for number in range(1, 100)
     ]
