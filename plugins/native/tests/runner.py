@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PLACES = {"training": "NativeTrainer._loop", "saving": "save_checkpoint", "evaluating": "evaluate"}
+PLACES = {
+    "preparing": "set_up",
+    "training": "NativeTrainer._loop",
+    "saving": "save_checkpoint",
+    "evaluating": "evaluate",
+    "ending": "NativeTrainer._end",
+}
 """The functions of the trainer's module that are at work at such a moment."""
 
 
@@ -69,8 +75,10 @@ def run(request: dict[str, Any]) -> None:
 class Counter:
     """Counts calls, everywhere and within the places; sends this process a signal at the one that was asked for."""
 
-    def __init__(self, place: str = "anywhere", call: int = 0, visit: int = 1, send: str = "SIGKILL") -> None:
-        self.place, self.call, self.visit = place, call, visit
+    def __init__(
+        self, place: str = "anywhere", call: int = 0, visit: int = 1, send: str = "SIGKILL", times: int = 1
+    ) -> None:
+        self.place, self.call, self.visit, self.times = place, call, visit, times
         self.signal = getattr(signal, send)
         self.counts = {"anywhere": 0, **dict.fromkeys(PLACES, 0)}
         self.least: dict[str, int] = {}
@@ -110,7 +118,7 @@ class Counter:
         for place in ("anywhere", *self.inside):
             self.counts[place] += 1
         here = self.place == "anywhere" or (self.place in self.inside and self.visits[self.place] == self.visit)
-        if here and self.counts[self.place] == self.call:
+        if here and self.call <= self.counts[self.place] < self.call + self.times:
             os.kill(os.getpid(), self.signal)
 
 

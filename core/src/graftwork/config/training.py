@@ -69,7 +69,9 @@ class TrainingParams(Params):
     save_epoch: bool = Field(False, description="A checkpoint at the end of each epoch.")
     save_final_model: bool = Field(True, description="Write the trained model to final/.")
     save_total_limit: int | None = Field(
-        None, ge=1, description="Keep this many checkpoints, the newest; default: all, or 1 with keep_best."
+        None,
+        ge=1,
+        description="Keep so many of the newest checkpoints, and the best; default: all, or 1 with keep_best.",
     )
     keep_best: int | None = Field(
         None, ge=1, description="Keep the checkpoints of this many best evaluations, beside the newest."
