@@ -176,7 +176,7 @@ class NativeTrainer:
         state.skipped_in_a_row += 1
         said = nonfinite.explain(state.step + 1, losses, norm, rows, self.parts.objective, model)
         if self.training.nonfinite_loss == "skip" and state.skipped_in_a_row < nonfinite.MOST_IN_A_ROW:
-            if nonfinite.broken_weight(model) is None:
+            if not self.world.any(nonfinite.broken_weight(model) is not None):
                 state.skipped += 1
                 logger.warning("%s. The batch is left out (%d so far)", said, state.skipped)
                 return
