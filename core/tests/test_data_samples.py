@@ -15,7 +15,7 @@ from graftwork.data.blocks import Packer
 from graftwork.data.conversations import to_conversation
 from graftwork.data.prepare import prepare_chunk
 from graftwork.data.readers import FileSource, Row
-from graftwork.data.samples import Sample, chat_encoder, fit, text_encoder, windows
+from graftwork.data.samples import Sample, chat_encoder, text_encoder, windows
 from graftwork.errors import DataError
 
 if TYPE_CHECKING:
@@ -231,20 +231,6 @@ def test_tools_that_would_be_left_out(tokenizer: Any, data: dict[str, Any], reas
 
 def sample_of(length: int, first_trained: int = 0, where: str = "rows.jsonl:7") -> Sample:
     return Sample(np.arange(length, dtype=np.int32), np.arange(length) >= first_trained, where)
-
-
-def test_what_is_too_long() -> None:
-    fits = sample_of(8)
-    assert all(fit(fits, 8, policy) is fits for policy in ("error", "drop", "truncate"))
-    with pytest.raises(
-        DataError, match=r"rows\.jsonl:7: 9 tokens, but a sample may have 8; raise max_length, or set over"
-    ):
-        fit(sample_of(9), 8, "error")
-    assert fit(sample_of(9), 8, "drop") is None
-    cut = fit(sample_of(9), 8, "truncate")
-    assert cut is not None
-    assert cut.input_ids.tolist() == list(range(8))
-    assert fit(sample_of(9, first_trained=8), 8, "truncate") is None, "nothing to learn is left"
 
 
 def test_documents_are_cut_into_windows() -> None:

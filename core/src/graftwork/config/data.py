@@ -39,7 +39,7 @@ class DatasetParams(Params):
     shuffle_buffer_size: int = Field(1000, ge=1, description="Rows held for shuffling while streaming.")
     stream: bool | None = Field(None, description="Read rows as they are needed; default: the split's.")
     holdout: float = Field(
-        0,
+        0.0,
         ge=0,
         lt=1,
         description="Share of the rows, told by what they say, kept for validation; see validation_fraction.",

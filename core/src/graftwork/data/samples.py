@@ -178,21 +178,6 @@ def chat_encoder(
     )
 
 
-def fit(sample: Sample, max_length: int, over_long: str) -> Sample | None:
-    """The sample within ``max_length`` tokens, by the policy ``error``, ``drop`` (gives None) or ``truncate``."""
-    if len(sample) <= max_length:
-        return sample
-    if over_long == "error":
-        raise DataError(
-            f"{sample.where}: {len(sample)} tokens, but a sample may have {max_length}; raise max_length, or set "
-            "over_long: drop or truncate"
-        )
-    if over_long == "drop":
-        return None
-    piece = sample.cut(0, max_length)
-    return piece if piece.trained[1:].any() else None
-
-
 def windows(sample: Sample, max_length: int) -> Sequence[Sample]:
     """A document cut into pieces of at most ``max_length`` tokens; a last piece of one token teaches nothing."""
     pieces = [sample.cut(start, start + max_length) for start in range(0, len(sample), max_length)]
