@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from graftwork_native.dpo import Reference
     from graftwork_native.forward import Forward
     from graftwork_native.params import DpoParams
+    from graftwork_native.world import World
 
 logger = logging.getLogger(__name__)
 
@@ -48,21 +49,31 @@ SAVED_EVERY_S = 60.0
 """A run that is killed before its first step has lost at most so much of the reference."""
 
 
+def require_adapter(config: RunConfig, params: DpoParams) -> None:
+    """Raises :class:`UsageError` where an adapter is to be switched off and there will be none."""
+    if params.reference == "adapter" and not config.training.use_peft:
+        raise UsageError(
+            "training.trainer_kwargs.reference: adapter needs an adapter to switch off, and this run trains all "
+            "weights; set training.use_peft: true, or reference: cached"
+        )
+
+
 def reference_of(
-    request: TrainRequest, params: DpoParams, forward: Forward, rows: Iterable[Row]
+    request: TrainRequest, params: DpoParams, forward: Forward, rows: Iterable[Row], world: World
 ) -> Reference:
     """The reference that ``params`` ask for; ``rows`` are those that will be asked about."""
     config = request.config
     if params.reference == "adapter":
-        if not config.training.use_peft:
+        start = start_weights(config, forward.model, request.resume_from)
+        if start is not None and config.fsdp.shards:
             raise UsageError(
-                "training.trainer_kwargs.reference: adapter needs an adapter to switch off, and this run trains all "
-                "weights; set training.use_peft: true, or reference: cached"
+                "training.trainer_kwargs.reference: adapter has to put back what the adapter was at the start, and "
+                "fsdp.enable_fsdp cuts it; use reference: cached"
             )
-        return AdapterReference(forward, start_weights(config, forward.model, request.resume_from))
+        return AdapterReference(forward, start)
     table = Table.read(request.run.folder / FILE, fingerprint(config, forward))
     fresh = request.resume_from is None
-    fill(table, rows, lambda: forward if fresh else forward_at_start(config, params.layout))
+    fill(table, rows, lambda: forward if fresh else forward_at_start(config, params.layout), world)
     return CachedReference(table)
 
 
@@ -125,23 +136,28 @@ class CachedReference:
         return self.table.of(row)
 
 
-def fill(table: Table, rows: Iterable[Row], start: Callable[[], Forward]) -> None:
-    """Computes what is missing, with the model that ``start`` gives, which is asked for where something is."""
+def fill(table: Table, rows: Iterable[Row], start: Callable[[], Forward], world: World) -> None:
+    """Computes what is missing, with the model that ``start`` gives, which is asked for where something is.
+
+    Of several processes each computes its share, and all get all.
+    """
     begin = saved = time.perf_counter()
     forward, pairs = None, 0
-    for row in rows:
+    for row in islice(rows, world.rank, None, world.size):
         if table.has(row):
             continue
         forward = forward or start()
         table.log_probs |= zip(keys_of(row), measured(forward, row).tolist(), strict=True)
         pairs += len(row.pairs or ())
-        if time.perf_counter() - saved > SAVED_EVERY_S:
+        if world.is_main and time.perf_counter() - saved > SAVED_EVERY_S:
             table.write()
             saved = time.perf_counter()
-    if pairs:
-        table.write()
+    for share in world.told(world.collected(table.log_probs)):
+        table.log_probs |= share
+    if world.any(pairs > 0):
+        world.by_main(table.write)
         seconds = time.perf_counter() - begin
-        logger.info("reference: %s pairs in %.1f s, once; kept in %s", f"{pairs:,}", seconds, table.path)
+        logger.info("reference: %s pairs in %.1f s, once; kept in %s", f"{len(table.log_probs):,}", seconds, table.path)
 
 
 def measured(forward: Forward, row: Row) -> torch.Tensor:

@@ -26,7 +26,7 @@ from graftwork_native.objective import CrossEntropy, Objective
 from graftwork_native.offload import Offloading, require_device
 from graftwork_native.optimizers import parameter_groups
 from graftwork_native.params import DpoParams, NativeParams
-from graftwork_native.reference import reference_of, rows_ahead
+from graftwork_native.reference import reference_of, require_adapter, rows_ahead
 from graftwork_native.spread import Spread, spread
 from graftwork_native.trial import plan_forward
 
@@ -75,6 +75,8 @@ def set_up(request: TrainRequest, world: World) -> Parts:
     config, params = request.config, request.params
     assert isinstance(params, NativeParams)
     check_schema(config)
+    if isinstance(params, DpoParams):
+        require_adapter(config, params)
     # A model pretrained on documents, saved with a template that it was never trained on, would pass for a chat model.
     tokenizer = build_tokenizer(config.model, stand_in_template=schema_of(config.data.train) != "text")
     stop_ids = stop_token_ids(tokenizer, family=family_of_params(config.model))
@@ -91,7 +93,7 @@ def set_up(request: TrainRequest, world: World) -> Parts:
             forward.limits.check(split.largest_token, split.longest_sample)
     facts = {**facts_of(model, forward), "data_train": describe(loader), "total_steps": total_steps}
     facts["before_model_bytes"] = 0 if forward.device.type == "cuda" else before_model
-    objective = spread(objective_of(request, forward, loader, validation, total_steps), model, config, world)
+    objective = spread(objective_of(request, forward, loader, validation, total_steps, world), model, config, world)
     # After the model may have been cut: the optimizer holds what this process has of it.
     optimizer = (
         get_registry()
@@ -140,13 +142,18 @@ def backward_step_of(config: RunConfig, optimizer: torch.optim.Optimizer) -> Bac
 
 
 def objective_of(
-    request: TrainRequest, forward: Forward, loader: Loader, validation: IndexedLoader | None, total_steps: int
+    request: TrainRequest,
+    forward: Forward,
+    loader: Loader,
+    validation: IndexedLoader | None,
+    total_steps: int,
+    world: World,
 ) -> Objective:
     """What the trainer minimises."""
     if not isinstance(request.params, DpoParams):
         return CrossEntropy(forward)
     rows = rows_ahead(loader, validation, total_steps)
-    return Dpo(forward, reference_of(request, request.params, forward, rows), request.params)
+    return Dpo(forward, reference_of(request, request.params, forward, rows, world), request.params)
 
 
 def check_schema(config: RunConfig) -> None:
