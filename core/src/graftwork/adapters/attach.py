@@ -72,9 +72,11 @@ def load_adapter(model: PreTrainedModel, path: Path | str, trainable: bool = Fal
 
 
 def save_adapter(folder: Path | str, adapted: Any) -> None:
-    """Writes an adapter as PEFT does, with a record of its base; never a copy of embeddings that are not trained."""
+    """Writes the adapter that is trained as PEFT does, with a record of its base; no other adapter that lies beside it
+    (a reference), and never a copy of embeddings that are not trained.
+    """
     with no_progress_bar():
-        adapted.save_pretrained(folder, save_embedding_layers=False)
+        adapted.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"])
     write_record(Path(folder), adapted)
 
 
