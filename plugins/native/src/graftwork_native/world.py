@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +25,7 @@ TIMEOUT_MINUTES = 30.0
 """How long one process waits for another: preparing the data of a large run takes the first one its time."""
 
 ALONE = Place()
+SETTLE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,9 @@ def joined(training: TrainingParams) -> Iterator[World]:
         ) from error
     finally:
         if owned and dist.is_initialized():
+            # gloo's threads need Python's lock to let go of the last tensors. A group that is destroyed waits for its
+            # threads with the lock held: let them finish first, or both wait for ever.
+            time.sleep(SETTLE_S)
             dist.destroy_process_group()
 
 
