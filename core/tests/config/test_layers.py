@@ -81,7 +81,9 @@ def test_an_alias_on_the_command_line_replaces_the_field_in_the_file(cwd, minima
     [
         (["training.max_stepz=10"], "command line: training.max_stepz=10: unknown key; did you mean max_steps?"),
         (["--training.max_steps", "x"], "command line: --training.max_steps x: expected a whole number"),
-        (["--max-steps", "3"], "command line: --max-steps 3: unknown key; did you mean training.max_steps?"),
+        (["--max-steps", "3"], "command line: --max-steps 3: unknown key; did you mean training.max_steps=3?"),
+        (["--save-stepss=3"], "command line: --save-stepss=3: unknown key; did you mean training.save_steps=3?"),
+        (["--keep-last", "3"], "command line: --keep-last 3: unknown key; did you mean training.keep_last=3?"),
         (["--training.use_peft"], "command line: --training.use_peft: is no setting; write section.field=value"),
         (["--training.use_peft", "--training.seed=1"], "command line: --training.use_peft: is no setting"),
         (["max_steps"], "command line: max_steps: is no setting; write section.field=value"),

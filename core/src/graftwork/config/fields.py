@@ -45,6 +45,16 @@ def canonical(model: type[BaseModel] | None, key: str) -> str:
     return aliases(model).get(key, key) if model else key
 
 
+def section_fields(model: type[BaseModel]) -> dict[str, Path]:
+    """Every name in a section, and the path of the first field that has it; as far as no list is in between."""
+    found: dict[str, Path] = {}
+    for key, field in model.model_fields.items():
+        section = section_in(field.annotation)
+        for name in known_names(section) if section else ():
+            found.setdefault(name, (key, name))
+    return found
+
+
 def sections_with(model: type[BaseModel], name: str) -> Iterator[Path]:
     """The paths of sections' fields that have this name, as far as no list is in between."""
     for key, field in model.model_fields.items():

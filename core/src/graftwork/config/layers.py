@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from graftwork.config.fields import canonical, model_at
-from graftwork.config.origins import Origin, Origins, Path, parse_path
+from graftwork.config.fields import canonical, known_names, model_at, section_fields
+from graftwork.config.origins import Origin, Origins, Path, format_path, parse_path
 from graftwork.config.problems import Problem, near_file
 from graftwork.config.reader import parse_value, read_yaml
-from graftwork.errors import ConfigError
+from graftwork.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -135,9 +135,21 @@ def read_overrides(draft: Draft, overrides: Sequence[str]) -> None:
         if value is None:
             problem = "is no setting; write section.field=value, for instance training.max_steps=10"
             draft.problems.append(Problem(path=(name,), text=problem, origin=origin))
+        elif hint := _meant(draft.model, name):
+            draft.problems.append(
+                Problem(path=(name,), text=f"unknown key; did you mean {hint}={value}?", origin=origin)
+            )
         else:
-            # An option as other programs have it, --max-steps, is no field here; as a name it finds the one it means.
-            _put_text(draft, parse_path(name if "." in name else name.replace("-", "_")), value, origin)
+            _put_text(draft, parse_path(name), value, origin)
+
+
+def _meant(model: type[BaseModel], name: str) -> str | None:
+    """The setting that an option as other programs have it, ``--max-steps``, is nearest to; it is no field here."""
+    if "." in name or name in known_names(model):
+        return None
+    places = section_fields(model)
+    near = nearest(name.replace("-", "_"), [*places, *known_names(model)])
+    return format_path(places[near]) if near in places else None
 
 
 def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str | None, str]]:
