@@ -12,7 +12,7 @@ import pytest
 
 from graftwork import files, train
 from graftwork.cli import main
-from graftwork.errors import RunError
+from graftwork.errors import DataError, RunError
 from graftwork.runs import run as run_module
 
 
@@ -74,7 +74,9 @@ def test_a_checkpoint_that_does_not_fit(
             sync = files.sync
             patch.setattr(files, "sync", lambda path: full_disk() if "step-4" in str(path) else sync(path))
             saves.append(1)
-        with pytest.raises(RunError, match=r"step-4 could not be written: .*nothing of it was left behind\. Make room"):
+        with pytest.raises(
+            RunError, match=r"step-4 could not be written: .*nothing of it was left behind\. Make room"
+        ):
             train(small)
     assert saves
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-2"]
@@ -157,5 +159,155 @@ def test_a_file_where_a_folder_should_be(
 def test_a_folder_that_nobody_can_write_to(toys: Any, tmp_path: Path, llama: Path, chat: dict[str, Any]) -> None:
     """Also root, who may write where permissions say no."""
     config = toys.config(tmp_path, llama, chat, training={"output_dir": "/sys/graftwork-run"})
-    with pytest.raises(RunError, match=r"/sys/graftwork-run: .*; make room or choose another training\.output_dir"):
+    with pytest.raises(RunError, match=r"/sys/graftwork-run: .*; make the folder writable or choose another training"):
         train(config)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "Make room or choose another training.output_dir, then go on"),
+        (errno.EDQUOT, "Make room or choose another training.output_dir, then go on"),
+        (errno.EROFS, "Make the folder writable or choose another training.output_dir, then go on"),
+        (errno.EACCES, "Make the folder writable or choose another training.output_dir, then go on"),
+        (errno.ESTALE, "The run folder was removed or moved while the run was writing to it; put it back, then go on"),
+    ],
+)
+def test_what_helps_depends_on_what_is_wrong(
+    tmp_path: Path, small: Any, toys: Any, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
+) -> None:
+    """A file system that changes under the run: the checkpoint before stays, and the run goes on from it."""
+    sync, run = files.sync, tmp_path / "run"
+
+    def refuse(path: Path) -> None:
+        if "step-4" in str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        sync(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync", refuse)
+        with pytest.raises(RunError) as caught:
+            train(small)
+    assert f"step-4 could not be written: [Errno {number}]" in str(caught.value)
+    assert advice in str(caught.value)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-2"]
+    assert train(small, resume=True).step == 6
+
+
+@pytest.mark.parametrize("save_steps", [2, 0])
+def test_a_folder_that_is_removed_in_the_middle(toys: Any, tmp_path: Path, small: Any, save_steps: int) -> None:
+    """Said as what it is, and no half of a run is made in its place."""
+    import shutil
+
+    config = toys.changed(small, save_steps=save_steps, logging_strategy="no", output_dir=str(tmp_path / "run"))
+
+    def remove(run: Any, step: int, metrics: Any) -> None:
+        shutil.rmtree(run.folder)
+
+    # The first line is the evaluation's before the first step; nothing is logged until the end
+    config = toys.changed(config, max_steps=4)
+    with pytest.raises(
+        RunError, match=r"the run folder was removed or moved while the run was writing to it; put it"
+    ):
+        train(config, listeners=[remove])
+    assert not (tmp_path / "run" / "final").exists()
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_folder_that_is_moved_and_put_back(toys: Any, tmp_path: Path, small: Any) -> None:
+    """What was saved is gone on from."""
+    run, away = tmp_path / "run", tmp_path / "away"
+
+    def move(found: Any, step: int, metrics: Any) -> None:
+        if step == 3:
+            run.rename(away)
+
+    with pytest.raises(
+        RunError, match="the run folder was removed or moved while the run was writing to it"
+    ):
+        train(small, listeners=[move])
+    away.rename(run)
+    assert train(small, resume=True).step == 6
+    train(toys.changed(small, output_dir=str(tmp_path / "whole")))
+    assert toys.weights(run) == toys.weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.yaml"])
+def test_a_record_that_does_not_fit(
+    toys: Any, tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The old record or the new one, and the folder can be used."""
+    write = run_module.write_text
+
+    def full_for(path: Path, text: str) -> None:
+        if path.name == name and "max_steps" in text + name:
+            full_disk()
+        write(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "write_text", full_for if name == "config.yaml" else lambda *_: full_disk())
+        with pytest.raises(RunError, match=r"No space left on device; make room or choose another"):
+            train(small)
+    assert leftovers(tmp_path) == []
+    assert train(small, resume=(tmp_path / "run" / "run.json").exists()).step == 6
+
+
+def test_curves_that_do_not_fit_do_not_end_the_run(
+    toys: Any, tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TensorBoard is a listener: said once, and the training goes on."""
+    writer = pytest.importorskip("torch.utils.tensorboard").SummaryWriter
+    monkeypatch.setattr(writer, "add_scalar", full_disk)
+    assert train(toys.changed(small, enable_tensorboard=True)).step == 6
+    assert caplog.text.count("failed in graftwork_step_finished: OSError: [Errno 28] No space left on device") == 1
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_preparation_that_dies_leaves_the_folder_right(
+    toys: Any, tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    """A worker that was killed, for instance: a new run is taken back, one that had begun is what it was."""
+    from graftwork_native import setup
+
+    if resumed:
+        train(toys.changed(small, max_steps=4))
+    before = toys.weights(tmp_path / "run") if resumed else {}
+    with monkeypatch.context() as patch:
+
+        def died(*_: Any) -> None:
+            raise DataError("a worker that prepared rows ended by signal 9")
+
+        patch.setattr(setup, "load_split", died)
+        with pytest.raises(DataError, match="ended by signal 9"):
+            train(small, resume=resumed)
+    assert (tmp_path / "run").exists() == resumed
+    assert (toys.weights(tmp_path / "run") if resumed else {}) == before
+    assert train(small, resume=resumed).step == 6
+    train(toys.changed(small, output_dir=str(tmp_path / "whole")))
+    if not resumed:
+        assert toys.weights(tmp_path / "run") == toys.weights(tmp_path / "whole")
+
+
+def test_a_worker_that_dies_between_steps_costs_nothing(
+    toys: Any, tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the loader raises ends the run; it goes on from the last checkpoint to the same numbers."""
+    from graftwork.data.indexed import IndexedLoader
+
+    steps = IndexedLoader.steps
+
+    def some(self: IndexedLoader) -> Any:
+        for number, rows in enumerate(steps(self)):
+            if number == 3:
+                raise DataError("a worker that prepared rows ended by signal 9")
+            yield rows
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IndexedLoader, "steps", some)
+        with pytest.raises(DataError, match="ended by signal 9"):
+            train(small)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], record["error"]) == ("failed", "a worker that prepared rows ended by signal 9")
+    train(small, resume=True)
+    train(toys.changed(small, output_dir=str(tmp_path / "whole")))
+    assert toys.weights(tmp_path / "run") == toys.weights(tmp_path / "whole")
