@@ -55,15 +55,16 @@ class HeadLogProbs(torch.autograd.Function):
         cast = weight.to(hidden.dtype)  # [V, W]
         room = KEPT_BYTES if learns else -1
         sums = torch.zeros(answers, dtype=torch.float32, device=hidden.device)
-        ctx.kept = []
+        ctx.kept = {}
         size = piece_length(len(weight))
-        for piece, target, owner in zip(hidden.split(size), labels.split(size), owners.split(size), strict=True):
+        pieces = zip(hidden.split(size), labels.split(size), owners.split(size), strict=True)
+        for number, (piece, target, owner) in enumerate(pieces):
             logits = logits_of(piece, cast)  # [C, V]
             # The same kernels with and without gradients: model and reference then agree to the bit.
             sums.index_add_(0, owner, -softmax_grad_(logits, target))
             room -= logits.numel() * hidden.element_size()
             if room >= 0:
-                ctx.kept.append(logits.to(hidden.dtype))
+                ctx.kept[number] = logits.to(hidden.dtype)
         ctx.save_for_backward(hidden, weight, labels, owners)
         return sums
 
@@ -77,8 +78,9 @@ class HeadLogProbs(torch.autograd.Function):
         start, size = 0, piece_length(len(weight))
         for number, piece in enumerate(hidden.split(size)):
             end = start + len(piece)
-            grad = ctx.kept[number] if number < len(ctx.kept) else piece_grad(piece, cast, labels[start:end])
-            grad = grad * factors[start:end]  # [C, V]
+            kept = ctx.kept.pop(number, None)
+            grad = piece_grad(piece, cast, labels[start:end]) if kept is None else kept
+            grad.mul_(factors[start:end])  # [C, V]
             if hidden_grad is not None:
                 torch.mm(grad, cast, out=hidden_grad[start:end])
             if weight_grad is not None:
