@@ -150,21 +150,23 @@ def _last_use(entry: Path) -> float:
 
 
 @contextmanager
-def alone(entry: Path) -> Iterator[None]:
-    """One process at a time makes an entry; the others wait for it, and then find it there."""
+def alone(entry: Path) -> Iterator[bool]:
+    """One process at a time makes an entry. Says whether it had to wait for another, who may have left it there."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         file = (entry.parent / f".{entry.name}.lock").open("w")
     except OSError:
-        yield  # where nothing can be written nothing is shared either
+        yield False  # where nothing can be written nothing is shared either
         return
     with file:
+        waited = False
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             logger.info("another process prepares the same samples: waiting for it")
+            waited = True
             _wait(file.fileno())
-        yield
+        yield waited
         Path(file.name).unlink(missing_ok=True)
 
 

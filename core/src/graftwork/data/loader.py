@@ -78,8 +78,8 @@ def load_dataset(params: DatasetParams, request: LoadRequest) -> Chunk:
     if folder is None or key is None:
         return prepare_rows(source, job)
     if (found := cache.load(folder / key, job)) is None:
-        with cache.alone(folder / key):
-            if (found := cache.load(folder / key, job)) is None:
+        with cache.alone(folder / key) as waited:
+            if not waited or (found := cache.load(folder / key, job)) is None:
                 return keep(prepare_rows(source, job), folder / key, job)
     for notice in found.notices:
         logging.getLogger(notice.logger).warning("%s", notice.text)
