@@ -74,3 +74,18 @@ def test_packing_does_not_change_what_it_learns(toys: Any, tmp_path: Path, model
         train(toys.config(tmp_path, model, data, training=training))
         losses.append([row["loss"] for row in toys.metrics(tmp_path / f"packed {pack}")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_preference_pairs_are_padded_for_it(
+    toys: Any, tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its state would run from the chosen answer into the rejected one: each answer has its own prompt, padded."""
+    path = toys.pairs(tmp_path / "pairs.jsonl")
+    data = {"train": {"datasets": [{"dataset_name": "preference_pairs_jsonl", "dataset_path": str(path)}]}}
+    training = {"trainer_type": "NATIVE_DPO", "max_steps": 6, "learning_rate": 0.03, "per_device_train_batch_size": 12}
+    train(toys.config(tmp_path, model, data, training=training))
+    assert "samples are padded" in caplog.text
+    lines = toys.metrics(tmp_path / "run")
+    assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
+    assert lines[-1]["rewards/margins"] > 0.05
+    assert lines[-1]["rewards/accuracies"] > 0.9
