@@ -66,6 +66,19 @@ def test_documents_too(toys: Any, tmp_path: Path, llama: Path) -> None:
     close(steps_of(toys, runs[0]), steps_of(toys, runs[1]), 1e-4)
 
 
+def test_dpo_is_the_native_one_step_for_step(toys: Any, tmp_path: Path, llama: Path) -> None:
+    """Each prompt computed once and as a part of two rows."""
+    data = toys.data(tmp_path, "TRL_DPO", validation=True)
+    data["train"]["datasets"][0] |= SHUFFLED
+    runs = [
+        run_here(toys, tmp_path, llama, method, data, training={"trainer_kwargs": options})
+        for method, options in (("TRL_DPO", {}), ("NATIVE_DPO", {"sample_count": 0}))
+    ]
+    close(steps_of(toys, runs[0]), steps_of(toys, runs[1]), 1e-3)
+    evaluations = [[row["eval_loss"] for row in toys.metrics(run) if "eval_loss" in row] for run in runs]
+    close(*evaluations, 1e-3)  # type: ignore[misc]
+
+
 def plain_dpo(model: Any, reference: Any, batch: Any, beta: float) -> torch.Tensor:
     """Rafailov et al. 2023, equation 7: the mean over the pairs."""
 

@@ -122,7 +122,7 @@ def test_final_is_what_the_model_was(toys: Any, tmp_path: Path, capsys: pytest.C
         assert {key: after.get(key) for key in before} == before
     assert not (final / "README.md").exists()
     assert (final / "chat_template.jinja").read_text() == (toy / "chat_template.jinja").read_text()
-    assert main(["generate", str(final), "--prompt", "q0 1", "--max-new-tokens", "3", "--device", "cpu"]) == 0
+    assert main(["generate", str(final), "--prompt", "q0 1", "--max-new-tokens", "3"]) == 0
     assert capsys.readouterr().out
 
 

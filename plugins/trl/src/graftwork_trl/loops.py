@@ -19,10 +19,12 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
 
+from graftwork.adapters import save_adapter
 from graftwork.builders.quiet import no_progress_bar
 from graftwork.errors import RunError, UsageError
 from graftwork.registry import get_registry
 from graftwork.runs.checkpoints import new_checkpoint
+from graftwork.runs.run import remedy
 from graftwork_trl.batches import weight
 
 if TYPE_CHECKING:
@@ -214,17 +216,25 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
+        helps = remedy(error)
         raise RunError(
-            f"{path} could not be written: {error}; nothing of it was left behind. Make room, then go on from the "
-            "last checkpoint with --resume"
+            f"{path} could not be written: {error}; nothing of it was left behind. {helps[0].upper()}{helps[1:]}, then "
+            "go on from the last checkpoint with --resume"
         ) from error
 
 
 def save_model(folder: Path, model: Any, session: Session, came: Came, state_dict: Any = None) -> None:
     """The model (or its adapter) and the tokenizer with its template, as transformers and PEFT save them."""
-    options = {"selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
-    with no_progress_bar(), as_it_came(model, came):
-        model.save_pretrained(folder, state_dict=state_dict, max_shard_size="50GB", **options)
+    with as_it_came(model, came):
+        if isinstance(model, PeftModel):
+            # A copy of an adapter that is TRL's reference is made anew from where the adapter came from
+            copied = model.peft_config.pop("ref", None)
+            save_adapter(folder, model)
+            if copied is not None:
+                model.peft_config["ref"] = copied
+        else:
+            with no_progress_bar():
+                model.save_pretrained(folder, state_dict=state_dict, max_shard_size="50GB")
     session.tokenizer.save_pretrained(folder)
 
 

@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from graftwork.adapters import attach_adapter, load_adapter
 from graftwork.adapters.folder import adapter_folder
+from graftwork.adapters.tokens import add_rows, added_token_ids, require_trained
 from graftwork.builders import build_model
 from graftwork.errors import UsageError
 
@@ -39,12 +40,16 @@ def load_model(config: RunConfig, *, scores: bool) -> tuple[Any, torch.dtype]:
             "all weights, merge it first (graft merge)"
         )
     loaded = model.dtype
+    tokens = added_token_ids(config.model)
+    if tokens:
+        add_rows(model, tokens)
     if scores:
         model = reward_model(model)
     if use_peft and adapter:
         model = load_adapter(model, adapter_folder(adapter), trainable=True)
+        require_trained(model, tokens)
     elif use_peft:
-        model = attach_adapter(model, config.peft, family=config.model.family)
+        model = attach_adapter(model, config.peft, family=config.model.family, tokens=tokens)
     if config.model.torch_dtype == "auto":
         use_float32_masters(model)
     return model.train(), loaded

@@ -15,8 +15,17 @@ if TYPE_CHECKING:
     from graftwork.specs import Schema
     from graftwork.training import Trainer, TrainRequest
 
-IGNORED = ("training.compile",)
-"""TRL replaces the model's forward by its own, which is not the one that was compiled."""
+IGNORED = (
+    "training.compile",
+    "training.nonfinite_loss",
+    "training.keep_best",
+    "training.optimizer_in_backward",
+    "training.activation_offloading",
+    "fsdp.enable_fsdp",
+)
+"""What the native trainers have. TRL replaces the model's forward by its own, which is not the one that was compiled,
+and accelerate takes FSDP for DDP on a CPU without a word.
+"""
 
 
 def _build(request: TrainRequest) -> Trainer:

@@ -6,6 +6,9 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
 from transformers import TrainerCallback
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
 
     def _stop(self, state: Any, control: Any) -> None:
         """Saves and ends where a signal came, whenever in a step it did."""
+        self.session.stopped_by = agreed(self.session.stopped_by)
         if self.session.stopped_by is not None and 0 < state.global_step < self.session.total_steps:
             control.should_save = control.should_training_stop = True
 
@@ -65,6 +69,15 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         if state.is_world_process_zero:
             self.session.run.log(state.global_step, metrics)
         self._stop(state, control)
+
+
+def agreed(number: int | None) -> int | None:
+    """The signal that came to this process or another one of the run: they end after the same step."""
+    if not dist.is_initialized():
+        return number
+    flag = torch.tensor(number or 0, device=PartialState().device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return int(flag) or None
 
 
 def is_number(value: Any) -> bool:

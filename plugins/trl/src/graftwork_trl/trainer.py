@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, disable_progress_bars, enable_progress_bars, is_progress_bar_enabled
 from peft import PeftModel
 from transformers import PrinterCallback
 
+from graftwork.adapters.final import final_models
 from graftwork.builders import build_tokenizer
 from graftwork.builders.family import family_of_params
 from graftwork.data.loader import describe, schema_of
@@ -29,7 +31,7 @@ from graftwork_trl.arguments import arguments
 from graftwork_trl.batches import maker
 from graftwork_trl.data import count_steps, load_data
 from graftwork_trl.grpo import Grpo, Prompts, prompts_per_step, rewards_of
-from graftwork_trl.loops import OwnSteps, explained, as_came, recorded, save_model
+from graftwork_trl.loops import OwnSteps, as_came, explained, recorded, save_model
 from graftwork_trl.methods import METHODS, quiet
 from graftwork_trl.model import forget_copy_of_fresh_adapter, load_model, reference_of
 from graftwork_trl.params import GrpoOptions, Options
@@ -67,7 +69,7 @@ class TrlTrainer:
         """Runs to the last step, to an early stop, or to Ctrl-C or SIGTERM, which save."""
         self._set_up()
         run, session = self.request.run, self.session
-        resume = self.request.resume_from
+        resume = self.resume
         if resume is not None:
             session.restore(resume)
         run.update(**self._facts())
@@ -96,6 +98,8 @@ class TrlTrainer:
         self.tokenizer = build_tokenizer(config.model, stand_in_template=schema_of(config.data.train) != "text")
         self.stop_ids = stop_token_ids(self.tokenizer, family=family_of_params(config.model))
         self.processes = PartialState(cpu=is_cpu(config.model.device_map)).num_processes
+        # Only the first process looks for a checkpoint
+        self.resume: Path | None = broadcast_object_list([self.request.resume_from])[0]
         parts = self._prompts() if self.method.batch == "prompts" else self._batches()
         model, self.loaded_dtype = load_model(config, scores=self.method.batch == "reward")
         masters = [(one, one.data) for one in model.parameters() if one.requires_grad]
@@ -219,15 +223,13 @@ class TrlTrainer:
             trainer._load_from_checkpoint(str(self.session.checkpoint(state.best_step)))
         if not trainer.is_world_process_zero():
             return path
-        model, mode = trainer.accelerator.unwrap_model(trainer.model), self.config.peft.save_mode
+        model = trainer.accelerator.unwrap_model(trainer.model)
         if not isinstance(model, PeftModel):
             model = model.to(self.loaded_dtype)
-        elif mode == "merged":
-            model = model.merge_and_unload()
+        self.request.run.require_folder()
         with explained(path), complete_folder(path) as folder:
-            save_model(folder, model, self.session, trainer.came)
-            if isinstance(model, PeftModel) and mode == "full":
-                save_model(folder, model.unload(), self.session, trainer.came)
+            for part in final_models(model, self.config):
+                save_model(folder, part, self.session, trainer.came)
         return path
 
     def _result(self, path: Path | None, *, interrupted_by: int | None = None) -> TrainResult:
