@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from graftwork.builders.model import BuildRequest
+    from graftwork.check.forecast import Forecast, ForecastRequest
     from graftwork.checkpoints.formats import Checkpoint, WriteRequest
     from graftwork.checkpoints.keymap import KeyMap
     from graftwork.data.readers import OpenRequest, RowSource
@@ -282,7 +283,8 @@ def chat_template(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerSpec:
     """A training method. ``ignored_fields`` are core fields (``training.optimizer``) that it cannot honour:
-    setting one of them is an error, found before anything loads.
+    setting one of them is an error, found before anything loads. ``forecast`` says what memory a run will take,
+    without loading weights; a method without it is not forecast.
     """
 
     name: str
@@ -291,6 +293,7 @@ class TrainerSpec:
     aliases: tuple[str, ...] = ()
     params: ParamsThunk | None = None
     ignored_fields: tuple[str, ...] = ()
+    forecast: Callable[[ForecastRequest], Forecast] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

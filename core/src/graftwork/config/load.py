@@ -55,6 +55,23 @@ def load_config(
     return config
 
 
+def inspect_config(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), *, env: Mapping[str, str] | None = None
+) -> tuple[RunConfig, list[str]]:
+    """As :func:`load_config`, but with the mistakes beside the configuration, in which what is wrong has its default.
+
+    Raises :class:`graftwork.errors.UsageError` where there is no YAML to look at.
+    """
+    draft = Draft(RunConfig)
+    read_file(draft, FilePath(path))
+    _refuse_components(draft.data, path)
+    read_environment(draft, os.environ if env is None else env)
+    read_overrides(draft, overrides)
+    config, problems = _validate(draft)
+    ordered = sorted(problems, key=lambda problem: _order(problem.place(draft.origins)))
+    return config, [problem.render(draft.origins) for problem in ordered]
+
+
 def _refuse_components(data: Any, path: str | os.PathLike[str]) -> None:
     from graftwork.config.components import names_components
 

@@ -10,6 +10,7 @@ from graftwork.specs import OptimizerSpec, TrainerSpec
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from graftwork.check.forecast import Forecast, ForecastRequest
     from graftwork.training import Trainer, TrainRequest
 
 
@@ -31,13 +32,21 @@ def _build(request: TrainRequest) -> Trainer:
     return build(request)
 
 
+def _forecast(request: ForecastRequest) -> Forecast:
+    from graftwork_native.forecast import forecast
+
+    return forecast(request)
+
+
 @hookimpl
 def graftwork_trainers() -> list[TrainerSpec]:
+    native: dict[str, Any] = {"build": _build, "params": _params, "forecast": _forecast}
+    pairs = {**native, "params": _dpo_params}
     return [
-        TrainerSpec(name="NATIVE", aliases=("OUMI",), schemas=("text", "chat"), build=_build, params=_params),
-        TrainerSpec(name="NATIVE_PRETRAIN", schemas=("text",), build=_build, params=_params),
-        TrainerSpec(name="NATIVE_SFT", schemas=("chat",), build=_build, params=_params),
-        TrainerSpec(name="NATIVE_DPO", aliases=("DPO",), schemas=("preference",), build=_build, params=_dpo_params),
+        TrainerSpec(name="NATIVE", aliases=("OUMI",), schemas=("text", "chat"), **native),
+        TrainerSpec(name="NATIVE_PRETRAIN", schemas=("text",), **native),
+        TrainerSpec(name="NATIVE_SFT", schemas=("chat",), **native),
+        TrainerSpec(name="NATIVE_DPO", aliases=("DPO",), schemas=("preference",), **pairs),
     ]
 
 

@@ -1,0 +1,195 @@
+"""What the parts of a check look at: the configuration, its tokenizer, and a sample of its data."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftwork.config import plugin_params
+from graftwork.data.account import Account
+from graftwork.data.encoders import LoadRequest, encoder_for, open_source, schema_of
+from graftwork.data.lengths import prepare
+from graftwork.data.names import look_up
+from graftwork.errors import GraftworkError
+from graftwork.registry import get_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydantic import BaseModel
+
+    from graftwork.config import DatasetParams, DatasetSplitParams, RunConfig
+    from graftwork.data.batch import Row as TensorRow
+    from graftwork.data.indexed import IndexedLoader
+    from graftwork.data.readers import Row
+    from graftwork.data.samples import Sample
+    from graftwork.specs import ModelFamily, TrainerSpec
+
+SAMPLE = 200
+"""Rows of each dataset that are looked at unless all are asked for."""
+LONGEST = 2048
+"""Tokens of a sample where nothing sets a limit: what the trainers take then."""
+
+
+@dataclass(slots=True)
+class DatasetSample:
+    """The first rows of one dataset. ``rows`` is how many it has in all, None where that is not known;
+    ``trouble`` why it could not be read to the end.
+    """
+
+    name: str
+    account: Account
+    samples: list[Sample] = field(default_factory=list)
+    whole: bool = False
+    rows: int | None = None
+    estimated: bool = False
+    trouble: str | None = None
+
+
+@dataclass(slots=True)
+class Subject:
+    """The configuration with what it names, each thing looked up once. ``limit``: rows of a dataset, None for all."""
+
+    config: RunConfig
+    limit: int | None = SAMPLE
+    tokenizer: Any = None
+    tokenizer_trouble: str = ""
+    family: ModelFamily | None = None
+    stop_ids: frozenset[int] = frozenset()
+    splits: dict[str, list[DatasetSample]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: RunConfig, limit: int | None) -> Subject:
+        """Loads the tokenizer and reads the data; what fails is remembered as a reason."""
+        subject = cls(config, limit)
+        subject._load_tokenizer()
+        for name, split in config.data.splits().items():
+            if split.datasets:
+                subject.splits[name] = [subject._sample(split, params) for params in split.datasets]
+        return subject
+
+    @property
+    def trainer(self) -> TrainerSpec:
+        return get_registry().trainers[self.config.training.trainer_type]
+
+    @property
+    def params(self) -> BaseModel | None:
+        """The trainer's own options."""
+        return plugin_params(self.trainer, self.config.training.trainer_kwargs)
+
+    @property
+    def schema(self) -> str:
+        """What the training data hold; ``chat`` where nobody says."""
+        try:
+            return schema_of(self.config.data.train)
+        except (GraftworkError, StopIteration):
+            return "chat"
+
+    def _load_tokenizer(self) -> None:
+        from graftwork.builders import build_tokenizer
+        from graftwork.builders.family import family_of_params
+        from graftwork.tokenizers import stop_token_ids
+
+        try:
+            self.tokenizer = build_tokenizer(self.config.model, stand_in_template=self.schema != "text")
+            self.family = family_of_params(self.config.model)
+            self.stop_ids = stop_token_ids(self.tokenizer, family=self.family)
+        except Exception as error:
+            self.tokenizer_trouble = reason_of(error)
+
+    def request(self, split: DatasetSplitParams) -> LoadRequest:
+        """How the trainers load a split."""
+        config, training = self.config, self.config.training
+        limit = split.max_length or config.model.model_max_length or min(LONGEST, int(self.tokenizer.model_max_length))
+        return LoadRequest(
+            split=split,
+            tokenizer=self.tokenizer,
+            max_length=limit,
+            stop_ids=self.stop_ids,
+            seed=training.seed,
+            batch_size=training.per_device_train_batch_size,
+            accumulation=training.gradient_accumulation_steps,
+            template_variables=config.model.chat_template_kwargs,
+            special_tokens_in_content=config.data.special_tokens_in_content,
+        )
+
+    def _sample(self, split: DatasetSplitParams, params: DatasetParams) -> DatasetSample:
+        name = params.dataset_path or params.dataset_name
+        found = DatasetSample(str(name), Account(str(name), split.max_rejected))
+        try:
+            self._read(found, split, params)
+        except Exception as error:
+            found.trouble = reason_of(error)
+        return found
+
+    def _read(self, found: DatasetSample, split: DatasetSplitParams, params: DatasetParams) -> None:
+        spec, options = look_up(params)
+        source = open_source(params, spec, options)
+        if self.tokenizer is None:
+            found.trouble = f"its rows cannot become tokens: {self.tokenizer_trouble}"
+            return
+        request = self.request(split)
+        encode = encoder_for(spec, options, request)
+        longest = None if spec.schema == "text" else request.max_length
+        last, rows = None, source.rows()
+        for row in islice(rows, self.limit):
+            outcome = prepare(row, encode, longest, split.over_long)
+            found.account.add(outcome)
+            found.samples += [outcome.sample] if outcome.sample is not None else []
+            last = row
+        found.whole = self.limit is None or next(rows, None) is None
+        found.rows = found.account.read if found.whole else estimated_rows(source.files, last, found.account.read)
+        found.estimated = not found.whole
+
+    def loader(self, name: str = "train") -> IndexedLoader | None:
+        """The sampled rows of a split as the trainers would take them; None where there are none."""
+        from graftwork.data.indexed import IndexedLoader
+        from graftwork.data.loader import packer_for, seed_of
+
+        found, split = self.splits.get(name, []), self.config.data.splits()[name]
+        if not found or not all(dataset.samples for dataset in found):
+            return None
+        request = self.request(split)
+        return IndexedLoader(
+            [dataset.samples for dataset in found],
+            split,
+            packer_for(request),
+            seed=seed_of(request),
+            batch_size=request.batch_size,
+            accumulation=request.accumulation,
+        )
+
+    def rows(self) -> Iterator[TensorRow]:
+        """The forward passes of the run's first epoch over the sample, at most as many as the run has."""
+        loader = self.loader()
+        if loader is None:
+            return
+        steps, epoch = self.config.training.max_steps, loader.epoch
+        for number, rows in enumerate(loader.steps()):
+            yield from rows
+            if loader.epoch > epoch or number + 1 == steps:
+                return
+
+
+def reason_of(error: Exception) -> str:
+    """An error in one line; one that is not ours with its kind."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, GraftworkError) else f"{type(error).__name__}: {text}"
+
+
+def estimated_rows(files: tuple[Path, ...], last: Row | None, read: int) -> int | None:
+    """How many rows plain files have, by how far into their bytes the sample went; None for others."""
+    if last is None or any(path.suffix not in (".jsonl", ".txt") or not path.is_file() for path in files):
+        return None
+    number, offset = last.after[0], last.after[1]
+    sizes = [path.stat().st_size for path in files]
+    done = sum(sizes[:number]) + offset
+    return round(read * sum(sizes) / done) if done else None
+
+
+def fingerprint(sample: Sample) -> bytes:
+    """Equal for samples of the same tokens."""
+    return hashlib.sha256(sample.input_ids.tobytes()).digest()

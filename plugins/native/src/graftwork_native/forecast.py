@@ -1,0 +1,190 @@
+"""The memory of a run before it begins: two of its steps on tensors without memory, counting what is alive.
+
+Nothing is estimated from the architecture's numbers: the model is built on the meta device, its rows, loss, backward
+pass and optimizer are the trainer's own, and :mod:`graftwork_native.live` counts. On a CPU comes what is no tensor:
+the kernels that oneDNN keeps, and the gaps between blocks of glibc's heap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from graftwork.check.forecast import Forecast, ForecastRequest
+from graftwork.registry import get_registry
+from graftwork_native import precision
+from graftwork_native.attention import NAME, register
+from graftwork_native.forward import Forward, base_of
+from graftwork_native.live import Live, heap_bytes
+from graftwork_native.objective import CrossEntropy, Objective
+from graftwork_native.optimizers import parameter_groups
+from graftwork_native.skeleton import materialise, run_device, skeleton
+from graftwork_native.trial import head_is_plain, unknown_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from graftwork.config import RunConfig
+    from graftwork.data.batch import Row
+
+STEPS = 5
+"""So many steps are traced at most."""
+KERNEL_BYTES = 560_000
+"""What oneDNN keeps for one shape of a bfloat16 product on a CPU: two buffers of generated code, and a plan (measured
+for nine kinds of products: 552 to 619 KB each; torch 2.13, AVX512)."""
+KERNELS = 1024
+"""How many it keeps at most (``ONEDNN_PRIMITIVE_CACHE_CAPACITY``)."""
+
+
+def forecast(request: ForecastRequest) -> Forecast:
+    """The largest memory of the run, by part. Raises what building the model raises."""
+    config, device = request.config, run_device(request.config)
+    model, dtype = skeleton(config, device)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
+        trace = Trace(model, config, device, getattr(request.params, "layout", "auto"))
+        trace.run(telling(request.rows))
+    parts = trace.parts(request.rows)
+    state = sum(tensor_bytes(tensors) for tensors in trace.optimizer.state.values())
+    return Forecast(
+        device=str(device),
+        parts=parts,
+        tokens=max(row.num_tokens for row in request.rows),
+        checkpoint_bytes=saved_bytes(model, None) + state,
+        final_bytes=saved_bytes(model, dtype),
+        notes=tuple(trace.notes),
+    )
+
+
+def telling(rows: Sequence[Row]) -> list[Row]:
+    """The rows to trace: all of a short run, else some of it and then the heaviest; at least two steps, as only the
+    second one has an optimizer with its state.
+    """
+    if len(rows) > STEPS:
+        longest = max(rows, key=lambda row: (row.num_tokens, row.num_labels))
+        widest = max(rows, key=lambda row: sum(length**2 for length in row.segment_lengths))
+        rows = [*rows[:: -(-len(rows) // (STEPS - 2))], widest, longest]
+    return [*rows, *rows] if len(rows) == 1 else [*rows]
+
+
+@dataclass(slots=True)
+class Trace:
+    """Steps of the run on fake tensors; made and used within a ``FakeTensorMode``."""
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    live: Live
+    config: RunConfig
+    device: torch.device
+    notes: list[str]
+
+    def __init__(self, model: Any, config: RunConfig, device: torch.device, layout: str) -> None:
+        self.model, self.config, self.device, self.notes = model, config, device, []
+        base = base_of(model)
+        vocabulary = base.get_input_embeddings().weight.shape[0]
+        shapes = [parameter.shape for parameter in model.parameters() if parameter.dim() > 1]
+        self.live = Live(vocabulary, shapes, KERNEL_BYTES if device.type == "cpu" else 0)
+        self.live.part = "weights"
+        with self.live:
+            materialise(model, config, device)
+        self.objective = CrossEntropy(planned(model, config, device, layout))
+        training = config.training
+        spec = get_registry().optimizers[training.optimizer]
+        self.optimizer = spec.build(parameter_groups(model, training.weight_decay), training.learning_rate, training)
+
+    def run(self, rows: Sequence[Row]) -> None:
+        """Steps as the trainer takes them, each over as many rows as tell the memory of more."""
+        per_step = min(2, self.config.training.gradient_accumulation_steps)
+        with self.live:
+            for row in rows:
+                for _ in range(per_step):
+                    self._backward(row)
+                self._step()
+
+    def _backward(self, row: Row) -> None:
+        self.live.part = "activations"
+        loss = self.objective.loss(row, 1.0)
+        self.live.part = "temporary"
+        loss.backward(torch.ones((), dtype=loss.dtype, device=self.device))  # type: ignore[no-untyped-call]
+        self.live.rename((parameter.grad for parameter in self.model.parameters()), "gradients")
+
+    def _step(self) -> None:
+        try:
+            self.optimizer.step()
+        except Exception as error:  # an optimizer of somebody's own, whose kernels know no fake tensors
+            note = f"the state of {self.config.training.optimizer} is not counted: {type(error).__name__}: {error}"
+            self.notes = [*self.notes, note] if note not in self.notes else self.notes
+        for state in self.optimizer.state.values():
+            self.live.rename(tensors_in(state), "optimizer")
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def parts(self, rows: Sequence[Row]) -> dict[str, int]:
+        """The bytes of each part at the largest moment."""
+        most, parts = self.live.record.peak()
+        if self.device.type == "cpu":
+            parts["kernels"] = parts.get("kernels", 0) + self._further_kernels(rows)
+            parts["allocator"] = heap_bytes(self.live.record) - most
+        return {part: parts[part] for part in ORDER if parts.get(part)}
+
+    def _further_kernels(self, rows: Sequence[Row]) -> int:
+        """Bytes for the shapes of rows that were not traced: those of whole rows go by the rows' sizes, those of
+        batched products by the segments'.
+        """
+        products = self.live.products
+        single = sum("bmm" in product[0] for product in products)
+        traced = telling(rows)
+        of_segments = single * (len(lengths_of(rows)) / len(lengths_of(traced)) - 1)
+        sizes, seen = ({row.num_tokens for row in some} for some in (rows, traced))
+        of_rows = (len(products) - single) * (len(sizes) / len(seen) - 1)
+        return int(min(KERNELS - min(KERNELS, len(products)), of_segments + of_rows)) * KERNEL_BYTES
+
+
+def lengths_of(rows: Sequence[Row]) -> set[int]:
+    """The different lengths of the segments."""
+    return {length for row in rows for length in row.segment_lengths}
+
+
+ORDER = (
+    "weights", "gradients", "optimizer", "activations", "copies of weights", "logits", "temporary", "kernels",
+    "allocator",
+)  # fmt: skip
+
+
+def planned(model: Any, config: RunConfig, device: torch.device, layout: str) -> Forward:
+    """How rows go through the model, as far as its structure tells: the trial of the trainer needs weights."""
+    base = base_of(model)
+    segments = layout != "padded" and unknown_layers(base) is None
+    if segments:
+        register()
+        base.set_attn_implementation(NAME)
+    capped = getattr(base.config.get_text_config(), "final_logit_softcapping", None) is not None
+    fused = head_is_plain(model) and not capped
+    autocast = precision.autocast_dtype(config, device)
+    return Forward(model, device, autocast, "segments" if segments else "padded", fused)
+
+
+def tensors_in(state: Any) -> Iterable[torch.Tensor]:
+    """The tensors of an optimizer's state for one parameter."""
+    return [value for value in state.values() if isinstance(value, torch.Tensor)] if isinstance(state, Mapping) else []
+
+
+def tensor_bytes(state: Any) -> int:
+    """Their bytes."""
+    return sum(tensor.nbytes for tensor in tensors_in(state))
+
+
+def saved_bytes(model: Any, dtype: torch.dtype | None) -> int:
+    """The model's file, or its adapter's; each shared weight once. ``dtype``: what weights are saved in, None: as
+    they are.
+    """
+    adapter = isinstance(model, PeftModel)
+    chosen = [parameter for parameter in model.parameters() if parameter.requires_grad or not adapter]
+    return sum(
+        parameter.numel() * (parameter.element_size() if dtype is None or adapter else dtype.itemsize)
+        for parameter in chosen
+    )
