@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,8 @@ import yaml
 
 from graftwork.config import RunConfig
 from graftwork.errors import RunError, UsageError
+from graftwork.runs import checkpoints
+from graftwork.runs.checkpoints import damage, new_checkpoint, read_seal
 from graftwork.runs.run import Run, keep_lines, open_run, read_lines, step_of
 
 if TYPE_CHECKING:
@@ -135,6 +139,55 @@ def test_lines_up_to_the_checkpoint_stay(tmp_path: Path, step: int, kept: list[i
     assert [row["step"] for row in read_lines(path)] == kept
     keep_lines(tmp_path / "none.jsonl", step)
     assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_an_evaluation_that_is_made_again_is_one_line(run: Run) -> None:
+    for step in (1, 2, 3):
+        run.log(step, {"loss": 1.0})
+        run.log(step, {"eval_loss": 2.0})
+    run.start(2, evaluated=False)
+    rows = read_lines(run.metrics_path)
+    assert [(row["step"], "eval_loss" in row) for row in rows] == [(1, False), (1, True), (2, False)]
+
+
+def test_a_folder_that_went_is_not_made_anew(run: Run) -> None:
+    shutil.rmtree(run.folder)
+    with pytest.raises(
+        RunError, match=r"run: the run folder was removed or moved .*put it back, then go on with"
+    ):
+        run.require_folder()
+    with pytest.raises(RunError, match="the run folder was removed or moved"), new_checkpoint(run, 3):
+        pytest.fail("there is no folder to write into")
+    with pytest.raises(RunError, match=r"metrics\.jsonl: No such file .*the run folder was removed or moved"):
+        run.log(1, {"loss": 1.0})
+    assert not run.folder.exists()
+
+
+def test_a_checkpoint_is_all_of_it_or_nothing(run: Run) -> None:
+    with pytest.raises(ZeroDivisionError), new_checkpoint(run, 3) as folder:
+        (folder / "half").write_text("x")
+        raise ZeroDivisionError
+    assert files_of(run.folder / "checkpoints") == set()
+    with new_checkpoint(run, 3, {"eval_loss": float("nan")}) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "file").write_text("x")
+    path = run.folder / "checkpoints" / "step-3"
+    assert damage(path) is None
+    assert list(read_seal(path)["files"]) == ["sub/file"]
+    (path / "sub" / "file").unlink()
+    (path / "sub" / "file").mkdir()
+    assert damage(path) == "sub/file is missing"
+
+
+def test_a_file_that_the_disk_does_not_give_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with new_checkpoint(run, 3) as folder:
+        (folder / "file").write_text("x")
+
+    def broken(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoints, "digest_of", broken)
+    assert damage(run.folder / "checkpoints" / "step-3") == "file cannot be read (Input/output error)"
 
 
 def test_a_start_says_so_and_keeps_the_first_time(run: Run) -> None:

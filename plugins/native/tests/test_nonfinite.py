@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -160,19 +161,40 @@ def test_an_infinite_rate_is_a_mistake_in_the_configuration(toys: Any, tmp_path:
         config.training.learning_rate = float("inf")
 
 
-def test_a_row_falls_apart_into_its_samples() -> None:
-    import numpy as np
+def sample(start: int, length: int, parts: tuple[int, int, int] | None = None) -> Sample:
+    ids = np.arange(start, start + length, dtype=np.int32)
+    trained = np.arange(length) >= parts[0] if parts else np.arange(length) % 3 > 0
+    return Sample(ids, trained, f"a:{start}", parts)
 
-    samples = [
-        Sample(np.arange(start, start + length, dtype=np.int32), np.arange(length) % 3 > 0, f"a:{start}")
-        for start, length in ((0, 4), (10, 3), (20, 6))
-    ]
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        [sample(0, 4), sample(10, 3), sample(20, 6)],
+        [sample(0, 7, (3, 2, 2)), sample(10, 9, (2, 3, 4)), sample(20, 5, (1, 1, 3))],
+    ],
+    ids=["conversations", "pairs"],
+)
+def test_a_row_falls_apart_into_its_samples(samples: list[Sample]) -> None:
     singles = nonfinite.singles(to_row(samples))
-    for sample, single in zip(samples, singles, strict=True):
-        alone = to_row([sample])
+    for each, single in zip(samples, singles, strict=True):
+        alone = to_row([each])
         for name in ("input_ids", "position_ids", "label_positions", "labels"):
             assert torch.equal(getattr(single, name), getattr(alone, name))
-        assert (single.segment_lengths, single.wheres) == (alone.segment_lengths, alone.wheres)
+        for name in ("segment_lengths", "wheres", "pairs", "pair_labels"):
+            assert getattr(single, name) == getattr(alone, name)
+
+
+def test_the_pair_is_named(toys: Any, tmp_path: Path, poisoned: Path) -> None:
+    rows = [
+        {"prompt": "Z" if line == 5 else f"q{line}", "chosen": f"yes {line}", "rejected": "no"} for line in range(1, 9)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": {"datasets": [{"dataset_name": "preference_pairs_jsonl", "dataset_path": str(path)}]}}
+    config = configure(toys, tmp_path, poisoned, data, trainer_type="NATIVE_DPO")
+    with pytest.raises(RunError, match=rf"step 3: the loss is nan, .* it comes from {path}:5\. The rows of the step"):
+        train(config)
 
 
 def test_only_so_many_rows_are_listed() -> None:

@@ -78,6 +78,7 @@ def singles(row: Row) -> list[Row]:
                 labels=row.labels[within],
                 wheres=row.wheres[number : number + 1],
                 pairs=row.pairs and row.pairs[number : number + 1],
+                pair_labels=row.pair_labels and row.pair_labels[number : number + 1],
             )
         )
         start = end
