@@ -7,8 +7,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from graftwork.adapters.fingerprint import fingerprint
-from graftwork.adapters.record import folder_of, read_record
 from graftwork.errors import ModelError, UsageError
 from graftwork.sources import ResolvedModel, locate, resolve
 from graftwork.sources.hub import is_repository_id
@@ -86,6 +84,8 @@ def check_base(path: Path, model: Any) -> None:
     built in memory has no folder: then it goes by name, and by the shapes that the adapter fits. A local copy of a Hub
     model cannot be told from another model by name: where contents cannot be compared, that is said in one line.
     """
+    from graftwork.adapters.record import folder_of, read_record
+
     recorded, given = recorded_base(path), getattr(model, "name_or_path", "") or None
     if given == str(path):
         return
@@ -97,6 +97,8 @@ def check_base(path: Path, model: Any) -> None:
 
 
 def _compare(path: Path, recorded: str | None, wanted: str, here: Path) -> None:
+    from graftwork.adapters.fingerprint import fingerprint
+
     found = fingerprint(here)
     if found != wanted and found.partition(":")[0] == wanted.partition(":")[0]:
         raise ModelError(
@@ -129,6 +131,8 @@ def _compare_names(path: Path, recorded: str | None, given: str | None) -> None:
 
 def _same_model(recorded: str, given: str) -> bool | None:
     """Whether two names mean the same weights; None where that cannot be known."""
+    from graftwork.adapters.fingerprint import fingerprint
+
     folders = [Path(recorded), Path(given)]
     if all(folder.is_dir() for folder in folders):
         return fingerprint(folders[0]) == fingerprint(folders[1])
