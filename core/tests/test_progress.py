@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from graftwork.cli.train import summary
 from graftwork.runs import progress
 from graftwork.runs.progress import Progress, clock
+from graftwork.training import TrainResult
 
 STEP = {"loss": 2.5, "learning_rate": 1e-4, "tokens_per_s": 1234.4, "step_time_s": 2.0}
 RUN: Any = SimpleNamespace(record={"total_steps": 1000})
@@ -72,3 +74,13 @@ def test_time_left_is_counted_from_where_this_sitting_began(times: Any) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3723, "1:02:03")])
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_the_summary_says_what_was_left_out(tmp_path: Any) -> None:
+    metrics = {"loss": 1.5, "eval_loss": 1.25, "skipped_batches": 3}
+    result = TrainResult(output_dir=tmp_path, model_path=tmp_path / "final", step=1200, metrics=metrics)
+    first, *rest = summary(result)
+    assert first == "1,200 steps, loss 1.5000, held-out loss 1.2500, 3 batches without a finite loss left out"
+    assert rest[-1] == f"next     graft generate {tmp_path / 'final'} --prompt '...'"
+    del metrics["skipped_batches"]
+    assert summary(result)[0] == "1,200 steps, loss 1.5000, held-out loss 1.2500"

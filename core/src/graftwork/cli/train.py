@@ -25,6 +25,8 @@ def train(path: str, resume: bool, nproc_per_node: int, overrides: tuple[str, ..
     """Train a model as a configuration file says.
 
     OVERRIDES change single values: training.max_steps=10 model.model_name=./mine
+
+    Ctrl-C and SIGTERM finish the step and save; the exit code is then 130 or 143. A second one ends at once.
     """
     from graftwork.config import load_config
 
@@ -50,6 +52,8 @@ def summary(result: TrainResult) -> list[str]:
     lines = [f"{result.step:,} steps, loss {result.metrics.get('loss', float('nan')):.4f}"]
     if "eval_loss" in result.metrics:
         lines[0] += f", held-out loss {result.metrics['eval_loss']:.4f}"
+    if skipped := result.metrics.get("skipped_batches"):
+        lines[0] += f", {skipped:,.0f} batches without a finite loss left out"
     lines.append(f"report   {result.output_dir / 'report.html'}")
     if result.model_path:
         lines.append(f"model    {result.model_path}")
