@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -19,7 +20,7 @@ def main(model: str, data: str) -> dict[str, Any]:
 
     tokenizer = build_tokenizer(ModelParams(model_name=model))
     split = DatasetSplitParams(datasets=[{"dataset_name": "text_sft", "dataset_path": data}], pack=True)
-    begin = time.perf_counter()
+    begin, used = time.perf_counter(), sum(os.times()[:4])
     loader = load_split(
         LoadRequest(
             split=split,
@@ -33,9 +34,10 @@ def main(model: str, data: str) -> dict[str, Any]:
     assert isinstance(loader, IndexedLoader)
     steps = loader.count_steps(1)
     next(loader.steps())
-    seconds = time.perf_counter() - begin
+    seconds, cpu_seconds = time.perf_counter() - begin, sum(os.times()[:4]) - used
     return {
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "tokens": loader.counts.tokens,
         "supervised_tokens": loader.counts.supervised_tokens,
         "rows": steps,

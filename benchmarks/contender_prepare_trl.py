@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -21,14 +22,14 @@ def main(model: str, data: str, processes: int) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     datasets.disable_progress_bars()
-    seconds = 0.0
+    seconds = cpu_seconds = 0.0
 
     class Timed(trl.SFTTrainer):  # type: ignore[misc]
         def _prepare_dataset(self, *args: Any, **kwargs: Any) -> Any:
-            nonlocal seconds
-            begin = time.perf_counter()
+            nonlocal seconds, cpu_seconds
+            begin, used = time.perf_counter(), sum(os.times()[:4])
             prepared = super()._prepare_dataset(*args, **kwargs)
-            seconds += time.perf_counter() - begin
+            seconds, cpu_seconds = seconds + time.perf_counter() - begin, cpu_seconds + sum(os.times()[:4]) - used
             return prepared
 
     with tempfile.TemporaryDirectory() as folder:
@@ -44,15 +45,16 @@ def main(model: str, data: str, processes: int) -> dict[str, Any]:
         )
         model_of = AutoModelForCausalLM.from_pretrained(model)
         tokenizer = AutoTokenizer.from_pretrained(model)
-        begin = time.perf_counter()
+        begin, used = time.perf_counter(), sum(os.times()[:4])
         rows = datasets.load_dataset("json", data_files=data, split="train", cache_dir=folder)
-        reading = time.perf_counter() - begin
+        seconds, cpu_seconds = time.perf_counter() - begin, sum(os.times()[:4]) - used
         trainer = Timed(model=model_of, args=arguments, train_dataset=rows, processing_class=tokenizer)
         prepared = trainer.train_dataset.with_format("numpy")
         tokens = sum(len(ids) for ids in prepared["input_ids"])
         trained = sum(int((labels != -100).sum()) for labels in prepared["labels"])
     return {
-        "seconds": reading + seconds,
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "tokens": tokens,
         "supervised_tokens": trained,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

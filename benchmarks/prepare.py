@@ -4,7 +4,8 @@
 
 Every measurement is a fresh process, and the contenders take turns within a round. Time runs from the file to the
 rows of the first step: reading, rendering, tokens, mask, packing, and what each writes to disk meanwhile; loading the
-model and building the trainer are left out. The tokens and the trained tokens of all are printed as the proof that
+model and building the trainer are left out. CPU time is that of all processes, for a machine that has others to serve. Peak
+memory is that of the main process. The tokens and the trained tokens of all are printed as the proof that
 they do the same work. The texts are varied by a seeded draw, so that no two conversations are alike.
 """
 
@@ -29,6 +30,8 @@ LONGEST = 800
 """Tokens of the longest conversation that is varied; the variation must still fit into 1,024."""
 REPLACED = 0.15
 """The share of its words that a variation draws anew."""
+
+COUNTED = ("tokens", "supervised_tokens")
 
 Conversation = list[dict[str, str]]
 
@@ -100,16 +103,21 @@ def run_round(model: Path, data: Path, processes: list[int]) -> dict[str, dict[s
 def table(rounds: list[dict[str, dict[str, Any]]]) -> str:
     """Medians as Markdown; ratios are those within a round."""
     lines = [
-        "| contender | time | graftwork is faster by | peak memory | tokens | trained |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| contender | time | graftwork is faster by | CPU time | of graftwork's | peak memory | tokens | trained |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name in rounds[0]:
-        seconds = statistics.median(one[name]["seconds"] for one in rounds)
-        ratio = statistics.median(one[name]["seconds"] / one["graftwork"]["seconds"] for one in rounds)
+        peer = name.startswith("TRL")
         peak = max(one[name]["peak_rss_bytes"] for one in rounds)
-        shown = f"{ratio:.1f} x" if name.startswith("TRL") else ""
-        tokens, trained = (rounds[0][name][what] for what in ("tokens", "supervised_tokens"))
-        lines.append(f"| {name} | {seconds:,.2f} s | {shown} | {peak / 2**30:.2f} GiB | {tokens:,} | {trained:,} |")
+        columns = [name]
+        for what in ("seconds", "cpu_seconds"):
+            ratio = statistics.median(one[name][what] / one["graftwork"][what] for one in rounds)
+            columns += [
+                f"{statistics.median(one[name][what] for one in rounds):,.2f} s",
+                f"{ratio:.1f} x" if peer else "",
+            ]
+        columns += [f"{peak / 2**30:.2f} GiB", *(f"{rounds[0][name][what]:,}" for what in COUNTED)]
+        lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines)
 
 

@@ -105,9 +105,16 @@ def emitted(value: Any) -> Any:
 
 class _Watched(list[Any]):
     def __iter__(self) -> Iterator[Any]:
+        tick_once = _ticker()
         for item in super().__iter__():
-            tick()
+            tick_once()
             yield item
+
+
+def _ticker() -> Callable[[], None]:
+    """What counts a step of the rendering that this thread is in."""
+    rendering = CURRENT.get()
+    return tick if rendering is None else rendering.tick
 
 
 def join_texts(texts: Iterable[Any]) -> str:
@@ -119,7 +126,9 @@ def join_texts(texts: Iterable[Any]) -> str:
 
 def check_operator(operator: str, left: Any, right: Any) -> None:
     """Raises where ``left operator right`` (one of ``* ** + %``) would be too large."""
-    if isinstance(left, int) and isinstance(right, int):
+    if operator == "+" and type(left) is str and type(right) is str:
+        measured(len(left) + len(right))
+    elif isinstance(left, int) and isinstance(right, int):
         bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
         measured(bits)
     elif operator == "+":
@@ -141,13 +150,14 @@ def check_call(name: str, subject: Any, args: Sequence[Any]) -> None:
 def guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The filter ``function``, counted as a step, its growth and its result measured."""
     skip = 1 if hasattr(function, "jinja_pass_arg") else 0
+    estimate = _ESTIMATES.get(name)
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         tick()
         args = held(name, args)
-        if len(args) > skip:
-            check_call(name, args[skip], [*args[skip + 1 :], *kwargs.values()])
+        if estimate is not None and len(args) > skip:
+            measured(estimate(args[skip], [*args[skip + 1 :], *kwargs.values()]))
         result = function(*args, **kwargs)
         measured(_size(result))
         return result
@@ -155,14 +165,16 @@ def guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def held(name: str, args: Sequence[Any]) -> tuple[Any, ...]:
+def held(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments, those of a join as lists: what an iterator comes to cannot be told beforehand."""
     if name not in ("join", ".join"):
-        return tuple(args)
+        return args
     return tuple(list(value) if isinstance(value, Iterator) else value for value in args)
 
 
 def _size(value: Any) -> int:
+    if type(value) is str:  # nearly always; asking for a Mapping is slow
+        return len(value)
     return len(value) if isinstance(value, (str, list, tuple, Mapping)) else 0
 
 

@@ -166,8 +166,10 @@ def alone(entry: Path) -> Iterator[bool]:
             logger.info("another process prepares the same samples: waiting for it")
             waited = True
             _wait(file.fileno())
-        yield waited
-        Path(file.name).unlink(missing_ok=True)
+        try:
+            yield waited
+        finally:
+            Path(file.name).unlink(missing_ok=True)
 
 
 def _wait(handle: int) -> None:

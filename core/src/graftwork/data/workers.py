@@ -136,7 +136,7 @@ class Worker:
         if code >= 0:
             return f"ended with exit code {code}"
         name = signal.Signals(-code).name
-        return f"was killed by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
+        return f"was killed by {name}" + (", as the system does when memory runs out," if name == "SIGKILL" else "")
 
     def stop(self) -> None:
         self._process.kill()
