@@ -27,13 +27,19 @@ def graft(folder: Path, config: Any, *arguments: str) -> subprocess.CompletedPro
 
 
 def test_two_processes_take_the_steps_of_one(toys: Any, tmp_path: Path, llama: Path) -> None:
-    """Two processes, stopped and gone on with, and one with twice the accumulation; an epoch is three steps of either."""
+    """Two processes, gone on with after three steps, which are an epoch; and one with twice the accumulation."""
     data = toys.data(tmp_path, "TRL_SFT", validation=True)
     data["train"]["datasets"][0]["shuffle"] = True
 
     def config(name: str, accumulation: int, steps: int = 5) -> Any:
-        training = {"output_dir": str(tmp_path / name), "gradient_accumulation_steps": accumulation, "max_steps": steps}
-        training |= {"lr_scheduler_type": "constant", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3}
+        training = {"output_dir": str(tmp_path / name), "gradient_accumulation_steps": accumulation}
+        training |= {
+            "max_steps": steps,
+            "lr_scheduler_type": "constant",
+            "save_steps": 3,
+            "eval_strategy": "steps",
+            "eval_steps": 3,
+        }
         return toys.config(tmp_path, llama, "TRL_SFT", data, training=training)
 
     train(config("one", 2))

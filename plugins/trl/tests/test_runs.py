@@ -153,6 +153,20 @@ def test_an_early_stop(toys: Any, tmp_path: Path, llama: Path) -> None:
     assert train(toys.config(tmp_path, llama, "TRL_SFT", data, training=training)).step == 3
 
 
+def test_what_is_best_can_be_another_metric(toys: Any, tmp_path: Path, llama: Path) -> None:
+    training = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "save_total_limit": 1}
+    training |= {"metric_for_best_model": "rewards/margins"}
+    data = toys.data(tmp_path, "TRL_DPO", validation=True)
+    train(toys.config(tmp_path, llama, "TRL_DPO", data, training=training))
+    margins = {row["step"]: row["eval_rewards/margins"] for row in toys.metrics(tmp_path / "run") if "eval_loss" in row}
+    best = max((step for step in margins if step), key=lambda step: margins[step])
+    state = json.loads((tmp_path / "run" / "checkpoints" / f"step-{best}" / "graftwork_state.json").read_text())
+    assert (state["best_step"], state["best_metric"]) == (best, margins[best])
+    training |= {"metric_for_best_model": "eval_rewards/margin", "output_dir": str(tmp_path / "other")}
+    with pytest.raises(UsageError, match=r"eval_rewards/margin is not measured .*did you mean eval_rewards/margins\?"):
+        train(toys.config(tmp_path, llama, "TRL_DPO", data, training=training))
+
+
 def test_a_loss_that_is_no_number_stops_the_run(toys: Any, tmp_path: Path, llama: Path) -> None:
     training = {"learning_rate": 1e30, "max_grad_norm": None, "lr_scheduler_type": "constant"}
     config = toys.config(tmp_path, llama, "TRL_SFT", toys.data(tmp_path, "TRL_SFT"), training=training)

@@ -50,9 +50,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         """After an evaluation; the one before the first step only says where the run began."""
         if not state.global_step:
             return
-        training = self.session.config.training
-        gain = self.session.compare(state.global_step, metrics[training.metric_for_best_model])
-        control.should_save = control.should_save or (gain and training.load_best_model_at_end)
+        gain = self.session.compare(state.global_step, metrics)
+        control.should_save = control.should_save or (gain and self.session.config.training.load_best_model_at_end)
         control.should_training_stop = control.should_training_stop or self.session.has_stalled()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **_: Any) -> None:

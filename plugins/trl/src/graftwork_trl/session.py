@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import time
@@ -11,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from graftwork.errors import RunError
+from graftwork.errors import RunError, UsageError, did_you_mean
 from graftwork.files import remove_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from transformers import PreTrainedTokenizerFast
@@ -107,15 +108,27 @@ class Session:
             "peak_memory_bytes": peak_memory_bytes(device),
         }
 
-    def compare(self, step: int, metric: float) -> bool:
-        """Keeps count of the best evaluation; says whether this is it. An equal one is no gain."""
-        state, threshold = self.state, self.config.training.early_stopping_threshold
-        gain = metric < (float("inf") if state.best_metric is None else state.best_metric - threshold)
-        if gain:
+    def compare(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Keeps count of the best evaluation; says whether this is it. An equal one is no gain.
+
+        Raises :class:`UsageError` where ``metric_for_best_model`` is not measured.
+        """
+        state, training = self.state, self.config.training
+        asked, more = training.metric_for_best_model, training.greater_is_better
+        name = asked if asked.startswith("eval_") else f"eval_{asked}"  # as in transformers
+        if name not in metrics:
+            raise UsageError(
+                f"training.metric_for_best_model: {asked} is not measured in an evaluation; "
+                f"{did_you_mean(name, metrics)}"
+            )
+        metric, better = metrics[name], not name.endswith("loss") if more is None else more
+        before = state.best_metric
+        gain = before is None or (metric - before if better else before - metric) > training.early_stopping_threshold
+        if gain and math.isfinite(metric):
             state.best_metric, state.best_step, state.evaluations_without_gain = metric, step, 0
-        else:
-            state.evaluations_without_gain += 1
-        return gain
+            return True
+        state.evaluations_without_gain += 1
+        return False
 
     def has_stalled(self) -> bool:
         """Whether the evaluations have brought no gain for long enough."""

@@ -63,7 +63,6 @@ class TrlTrainer:
         self.method = METHODS[spec.name]
         self.classes = self.method.load()
         quiet(self.config.training.dep_log_level)
-        check(self.config, self.method.name)
 
     def train(self) -> TrainResult:
         """Runs to the last step, to an early stop, or to Ctrl-C or SIGTERM, which save."""
@@ -219,7 +218,7 @@ class TrlTrainer:
         path = self.request.run.folder / "final"
         trainer, state = self.trainer, self.session.state
         if self.config.training.load_best_model_at_end and state.best_step not in (None, trainer.state.global_step):
-            logger.info("final/ gets the weights of step %d, eval_loss %.4f", state.best_step, state.best_metric)
+            logger.info("final/ gets the weights of step %d", state.best_step)
             trainer._load_from_checkpoint(str(self.session.checkpoint(state.best_step)))
         if not trainer.is_world_process_zero():
             return path
@@ -239,16 +238,6 @@ class TrlTrainer:
             step=self.trainer.state.global_step,
             metrics={**self.session.last, "total_tokens": self.session.state.tokens},
             interrupted_by=interrupted_by,
-        )
-
-
-def check(config: Any, name: str) -> None:
-    """What no field shows by itself."""
-    metric = config.training.metric_for_best_model
-    if metric != "eval_loss" and not metric.startswith("eval_"):
-        raise UsageError(
-            f"training.metric_for_best_model: {metric} is not measured in an evaluation of {name}; name eval_loss, or "
-            "another of its metrics that begins with eval_"
         )
 
 
