@@ -8,6 +8,7 @@ code of a repository is ever run.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from graftwork.data.readers import OpenRequest
     from graftwork.specs import Schema
 
+CLIENTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "huggingface_hub")
+"""Whose errors say that the Hub cannot be asked."""
 LOOKED_AT = 20
 """Rows that are tried to tell what a dataset holds."""
 _PLACE = re.compile(r"hf://datasets/(?P<repository>[^@]+)@(?P<revision>[^/]+)/(?P<file>.+)")
@@ -92,9 +95,7 @@ def open_huggingface(request: OpenRequest) -> RowSource:
     assert isinstance(params, HubDatasetParams)
     match = _SPLIT.fullmatch(dataset.split)
     if not match:
-        raise DataError(
-            f"split {dataset.split!r}: expected a name, or a piece of it such as train[:100] or train[90%:]"
-        )
+        raise DataError(f"split {dataset.split!r}: expected a name, or a piece of one: train[:100] or train[90%:]")
     if dataset.dataset_path:
         places = folder_places(Path(dataset.dataset_path), dataset.subset, match["name"])
     else:
@@ -171,13 +172,14 @@ def hub_places(repository: str, subset: str | None, split: str) -> tuple[str, ..
     try:
         return split_files(repository, subset, split)
     except ConnectionError as error:
-        copy = cached_folder(repository)
-        if copy is None:
-            raise DataError(
-                f"dataset {repository}: the Hub cannot be reached, and nothing of the dataset was fetched before "
-                f"({str(error)[:120]}); go online, or give a copy in dataset_path"
-            ) from None
-        return split_files(copy, subset, split)
+        copy, reason = cached_folder(repository), str(error)[:120]
+    with suppress(DataError):
+        if copy is not None:
+            return split_files(copy, subset, split)
+    raise DataError(
+        f"dataset {repository}: the Hub cannot be reached, and its split {split} was not fetched before ({reason}); go "
+        "online, or give a copy in dataset_path"
+    )
 
 
 def split_files(path: str, subset: str | None, split: str) -> tuple[str, ...]:
@@ -198,24 +200,31 @@ def data_files(path: str, subset: str | None) -> Mapping[str, list[str]]:
         ) from error
     try:
         found = datasets.load_dataset_builder(path, name=subset).config.data_files
-    except datasets.exceptions.DatasetNotFoundError as error:
-        if isinstance(error.__cause__, ConnectionError) or "couldn't be reached" in str(error).lower():
-            raise ConnectionError(str(error)) from None
-        raise DataError(
-            f"dataset {path}: the Hub has none of that name, or shows it to others only; check the name, and log in "
-            "with `hf auth login` where it is private or gated"
-        ) from None
-    except RuntimeError as error:
-        if "script" not in str(error):
-            raise
-        raise DataError(
-            f"dataset {path} comes as code of its own, which is never run here; take one that comes as data files"
-        ) from None
-    except ValueError as error:
-        raise DataError(f"dataset {path}: {str(error)[:300]}") from None
+    except Exception as error:
+        raise (told(path, error) or error) from None
     if not found:
         raise ConnectionError("only a prepared copy is cached")
-    return found  # type: ignore[no-any-return]
+    return {str(split): files for split, files in found.items()}
+
+
+def told(path: str, error: Exception) -> Exception | None:
+    """What went wrong when `datasets` looked for the files, in our words; None where that is not known."""
+    text, kind = str(error), type(error)
+    if kind.__name__ == "DatasetNotFoundError":
+        return DataError(
+            f"dataset {path}: the Hub has none of that name, or shows it to others only; check the name, and log in "
+            "with `hf auth login` where it is private or gated"
+        )
+    # Whichever client the Hub's library has: its errors share no class with another's.
+    if isinstance(error, ConnectionError) or kind.__module__.partition(".")[0] in CLIENTS:
+        return ConnectionError(text)
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"dataset {path}: there are no data files in it ({text[:160]}); give another")
+    if isinstance(error, RuntimeError) and "script" in text:
+        return DataError(
+            f"dataset {path} comes as code of its own, which is never run here; take one that comes as data files"
+        )
+    return DataError(f"dataset {path}: {text[:300]}") if isinstance(error, ValueError) else None
 
 
 def cached_folder(repository: str) -> str | None:
