@@ -216,8 +216,8 @@ def test_a_damaged_checkpoint_is_set_aside(toy: Any, config: RunConfig, tmp_path
     toy.behaviour["steps"] = 4
     train(config, resume=True)
     assert toy.seen[-4:] == ["started", (3, 1 / 3), (4, 0.25), ("finished", None)]
-    assert "step-3 is damaged: weights has other bytes than were written. It is kept as damaged-step-3" in caplog.text
-    assert "and the run goes on from step-2" in caplog.text
+    assert "step-3 is damaged: weights has other bytes than were written. The run goes on from step-2" in caplog.text
+    assert "step-3 is kept as damaged-step-3" in caplog.text
     assert sorted(path.name for path in checkpoints.iterdir()) == [
         "damaged-step-3",
         *(f"step-{n}" for n in (1, 2, 3, 4)),

@@ -18,7 +18,7 @@ from graftwork.errors import RunError, UsageError
 from graftwork.launch import Place
 from graftwork.launch.batch import describe_batch, forgive_accumulation, keep_global_batch
 from graftwork.registry import get_registry
-from graftwork.runs.checkpoints import as_json, newest_whole, read_seal, require_whole
+from graftwork.runs.checkpoints import as_json, newest_whole, read_seal, require_whole, set_aside_newer
 from graftwork.runs.follower import Follower
 from graftwork.runs.run import Listener, Run, open_run
 from graftwork.runs.signals import handled, stop
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 FREE_TO_CHANGE = {
     "training": {
         "output_dir", "run_name", "save_steps", "save_epoch", "save_total_limit", "save_final_model", "logging_steps",
-        "logging_strategy", "logging_first_step", "log_level", "dep_log_level", "enable_tensorboard",
+        "logging_strategy", "logging_first_step", "log_level", "dep_log_level", "enable_tensorboard", "enable_wandb",
         "resume_from_checkpoint", "try_resume_from_last_checkpoint", "max_steps", "num_train_epochs", "keep_best",
         "nonfinite_loss", "ddp_find_unused_parameters", "nccl_default_timeout_minutes",
     },
@@ -106,6 +106,8 @@ def train(config: RunConfig, *, resume: bool = False, listeners: Sequence[Listen
             if resume:
                 config = run.config = keep_global_batch(config, run.record, place.size)
             resume_from = checkpoint_to_resume(run, config, data) if resume and run.writes else None
+            if resume_from is not None:
+                set_aside_newer(run, resume_from)
         except BaseException:
             if run.fresh:
                 run.discard()

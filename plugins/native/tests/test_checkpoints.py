@@ -106,7 +106,8 @@ def test_a_damaged_newest_one_is_skipped(
     flip(folder / "checkpoints" / "step-6" / name)
     assert train(config, resume=True).step == 6
     assert f"step-6 is damaged: {name}" in caplog.text
-    assert "It is kept as damaged-step-6, and the run goes on from step-4" in caplog.text
+    assert "The run goes on from step-4" in caplog.text
+    assert "step-6 is kept as damaged-step-6" in caplog.text
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert names == ["damaged-step-6", "step-2", "step-4", "step-6"]
     assert json.loads((folder / "run.json").read_text())["resumed_from"] == 4

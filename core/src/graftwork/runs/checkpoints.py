@@ -126,19 +126,16 @@ def digest_of_json(content: Mapping[str, Any]) -> str:
 
 
 def newest_whole(run: Run) -> Path | None:
-    """The newest checkpoint that is whole, or None where the run has none at all. Damaged ones are set aside.
+    """The newest checkpoint that is whole, or None where the run has none at all. Nothing is changed.
 
-    Raises :class:`RunError` where every checkpoint is damaged: nothing is moved, and nothing begins anew unasked.
+    Raises :class:`RunError` where every checkpoint is damaged: nothing begins anew unasked.
     """
     damaged: list[tuple[Path, str]] = []
     for path in reversed(run.checkpoints):
         reason = damage(path)
         if reason is None:
             for broken, what in damaged:
-                logger.warning(
-                    "%s is damaged: %s. It is kept as %s, and the run goes on from %s",
-                    *(broken, what, set_aside(broken), path.name),
-                )
+                logger.warning("%s is damaged: %s. The run goes on from %s", broken, what, path.name)
             return path
         damaged.append((path, reason))
     if damaged:
@@ -148,6 +145,13 @@ def newest_whole(run: Run) -> Path | None:
             "in another training.output_dir"
         )
     return None
+
+
+def set_aside_newer(run: Run, checkpoint: Path) -> None:
+    """Gives the checkpoints that come after :func:`newest_whole`, which are damaged, names that nothing looks for."""
+    places = run.checkpoints
+    for path in places[places.index(checkpoint) + 1 :] if checkpoint in places else []:
+        logger.warning("%s is kept as %s", path, set_aside(path))
 
 
 def require_whole(path: Path) -> None:
