@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from graftwork.config.names import check_names, known
 from graftwork.config.problems import Problem, near_file
 from graftwork.data.names import HUGGINGFACE, Datasets
 from graftwork.errors import did_you_mean
 from graftwork.registry import get_registry
+from graftwork.specs import Schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,8 +172,8 @@ def schema_in(dataset: DatasetParams) -> str | None:
     spec = known(Datasets(), dataset.dataset_name)
     if spec is None or spec.recognise is None:
         return spec.schema if spec else None
-    stated = {key: value for key, value in dataset.dataset_kwargs.items() if key in ("schema", "rows_are")}
-    return str(next(iter(stated.values()))).lower() if stated else None
+    stated = (dataset.dataset_kwargs.get(key) for key in ("schema", "rows_are"))
+    return next((str(value).lower() for value in stated if str(value).lower() in get_args(Schema)), None)
 
 
 def _check_schemas(config: RunConfig) -> Iterator[Problem]:
