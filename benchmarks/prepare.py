@@ -4,9 +4,9 @@
 
 Every measurement is a fresh process, and the contenders take turns within a round. Time runs from the file to the
 rows of the first step: reading, rendering, tokens, mask, packing, and what each writes to disk meanwhile; loading the
-model and building the trainer are left out. CPU time is that of all processes, for a machine that has others to serve. Peak
-memory is that of the main process. The tokens and the trained tokens of all are printed as the proof that
-they do the same work. The texts are varied by a seeded draw, so that no two conversations are alike.
+model and building the trainer are left out. CPU time is that of all processes, for a machine that has others to serve;
+peak memory is that of the main process. The tokens and the trained tokens of all are printed as the proof that they do
+the same work. The texts are varied by a seeded draw, so that no two conversations are alike.
 """
 
 from __future__ import annotations
