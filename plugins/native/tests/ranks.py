@@ -92,11 +92,10 @@ def run(request: dict[str, Any], rank: int) -> int:
 
 def facts(parts: Any) -> dict[str, Any]:
     """Of each parameter: what it is, and the bytes that this process holds of it."""
-    import torch
 
-    def held(tensor: torch.Tensor) -> int:
+    def held(tensor: Any) -> int:
         local = getattr(tensor, "_local_tensor", tensor)
-        return local.numel() * local.element_size()
+        return int(local.numel() * local.element_size())
 
     parameters = dict(parts.model.named_parameters())
     return {

@@ -133,3 +133,162 @@ def test_two_processes_take_the_steps_of_one(case, fsdp, toys, llama, chat, tmp_
     assert graft(one) == [0], graft.said()
     assert graft(two, 2) == [0, 0], graft.said() + graft.said(1)
     assert_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("fsdp", [{}, FSDP], ids=["DDP", "FSDP2"])
+def test_packed_documents_with_tied_embeddings(fsdp, toys, tmp_path, graft) -> None:
+    toy = toys.save(tmp_path / "tied", tie_word_embeddings=True)
+    datasets = [{"dataset_name": "text", "dataset_path": str(toys.text(tmp_path / "train.jsonl", 14))}]
+    held_out = [{"dataset_name": "text", "dataset_path": str(toys.text(tmp_path / "held.jsonl", 3, seed=9))}]
+    data = {
+        "train": {"datasets": datasets, "pack": True, "stream": True, "max_length": 24},
+        "validation": {"datasets": held_out, "max_length": 24},
+    }
+    one, two = on_two(toys, tmp_path, toy, data, fsdp=fsdp)
+    assert graft(one) == [0], graft.said()
+    assert graft(two, 2) == [0, 0], graft.said() + graft.said(1)
+    assert_same(tmp_path / "one", tmp_path / "two")
+    assert (
+        load_file(tmp_path / "two/final/model.safetensors").keys()
+        == load_file(tmp_path / "one/final/model.safetensors").keys()
+    )
+
+
+@pytest.mark.parametrize("fsdp", [{}, FSDP], ids=["DDP", "FSDP2"])
+def test_a_process_without_rows_takes_part(fsdp, toys, llama, tmp_path, graft) -> None:
+    """Three rows in the last step of an epoch, and one held-out row, for two processes."""
+    data = {
+        "train": toys.split(toys.chat(tmp_path / "train.jsonl", 7)),
+        "validation": toys.split(toys.chat(tmp_path / "held.jsonl", 1, seed=1)),
+    }
+    training = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "max_steps": 4}
+    one, two = on_two(toys, tmp_path, llama, data, training=training, fsdp=fsdp)
+    assert graft(one) == [0], graft.said()
+    assert graft(two, 2) == [0, 0], graft.said() + graft.said(1)
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("fsdp", [{}, FSDP], ids=["DDP", "FSDP2"])
+def test_pairs(fsdp, toys, llama, tmp_path, graft) -> None:
+    data = {"train": {"datasets": [pairs(toys, tmp_path, 11)]}, "validation": {"datasets": [pairs(toys, tmp_path, 3)]}}
+    training = {"trainer_type": "NATIVE_DPO", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    one, two = on_two(toys, tmp_path, llama, data, training=training, fsdp=fsdp)
+    assert graft(one) == [0], graft.said()
+    assert graft(two, 2) == [0, 0], graft.said() + graft.said(1)
+    assert_same(tmp_path / "one", tmp_path / "two")
+    further = [{key: value for key, value in row.items() if "reward" in key} for row in toys.metrics(tmp_path / "one")]
+    again = [{key: value for key, value in row.items() if "reward" in key} for row in toys.metrics(tmp_path / "two")]
+    assert any(further)
+    for left, right in zip(further, again, strict=True):
+        assert left == pytest.approx(right, rel=1e-3, abs=1e-5)
+
+
+def pairs(toys: Any, tmp_path: Path, rows: int) -> dict[str, Any]:
+    path = toys.pairs(tmp_path / f"pairs-{rows}.jsonl", rows)
+    return {"dataset_name": "preference_pairs_jsonl", "dataset_path": str(path)}
+
+
+STRATEGIES = {
+    "full": {},
+    "gradients": {"sharding_strategy": "shard_grad_op", "forward_prefetch": True},
+    "hybrid": {"sharding_strategy": "HYBRID_SHARD"},
+    "by size": {"auto_wrap_policy": "SIZE_BASED_WRAP", "min_num_params": 2000},
+    "one piece": {"auto_wrap_policy": "NO_WRAP", "sync_module_states": False},
+    "named": {"transformer_layer_cls": "LlamaDecoderLayer", "cpu_offload": True},
+}
+
+
+PIECES = {
+    "full": "FSDP2 over 2 processes, in 3 pieces",  # two layers, and the rest
+    "by size": "FSDP2 over 2 processes, in 5 pieces",  # attention and MLP of each
+    "one piece": "FSDP2 over 2 processes, in 1 pieces",
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_fsdp_holds_a_part_of_each_weight(strategy, toys, llama, chat, tmp_path, graft) -> None:
+    """accelerate on a CPU would make DDP of it without a word."""
+    one, two = on_two(toys, tmp_path, llama, chat, fsdp={**FSDP, **STRATEGIES[strategy]}, training={"max_steps": 2})
+    assert graft(one) == [0], graft.said()
+    assert graft(two, 2) == [0, 0], graft.said() + graft.said(1)
+    assert_same(tmp_path / "one", tmp_path / "two")
+    found = [graft.parameters(rank) for rank in range(2)]
+    assert {kind for each in found for kind in each["kinds"].values()} == {"DTensor"}
+    assert sum(each["held"] for each in found) == found[0]["whole"]
+    for each in found:
+        assert each["held"] == pytest.approx(found[0]["whole"] / 2, rel=0.1)
+    assert json.loads((tmp_path / "two/run.json").read_text())["parallel"] == PIECES.get(strategy, PIECES["full"])
+
+
+def test_without_a_cut_each_process_holds_everything(toys, llama, chat, tmp_path, graft) -> None:
+    none = {"enable_fsdp": True, "sharding_strategy": "NO_SHARD"}
+    assert graft(on_two(toys, tmp_path, llama, chat, fsdp=none, training={"max_steps": 1})[1], 2) == [0, 0]
+    for rank in range(2):
+        found = graft.parameters(rank)
+        assert found["held"] == found["whole"]
+        assert set(found["kinds"].values()) == {"Parameter"}
+
+
+def test_weights_gathered_in_bfloat16(toys, llama, chat, tmp_path, graft) -> None:
+    half = {**FSDP, "mixed_precision": "bf16"}
+    one, two = on_two(toys, tmp_path, llama, chat, fsdp=half, training={"max_steps": 3, "save_steps": 0})
+    assert graft(one) == [0], graft.said()
+    assert graft(two, 2) == [0, 0], graft.said() + graft.said(1)
+    left, right = numbers(tmp_path / "one"), numbers(tmp_path / "two")
+    first, second = ([row["loss"] for row in rows if "loss" in row] for rows in (left, right))
+    assert first == pytest.approx(second, rel=0.02)
+    assert first != second
+
+
+def test_a_layer_that_the_model_does_not_have(toys, llama, chat, tmp_path, graft) -> None:
+    unknown = {**FSDP, "transformer_layer_cls": "LlamaDecoderLayr"}
+    assert 2 in graft(on_two(toys, tmp_path, llama, chat, fsdp=unknown)[1], 2)
+    said = graft.said() + graft.said(1)
+    assert "fsdp.transformer_layer_cls: the model has no LlamaDecoderLayr; did you mean LlamaDecoderLayer?" in said
+
+
+RESUMED = [(1, 2, FSDP), (2, 1, FSDP), (2, 4, {}), (2, 2, FSDP), (2, 2, {})]
+
+
+@pytest.mark.parametrize(("before", "after", "fsdp"), RESUMED, ids=str)
+def test_a_run_goes_on_with_another_number_of_processes(
+    before, after, fsdp, toys, llama, chat, tmp_path, graft
+) -> None:
+    """The same steps to the end, from a checkpoint in the middle; the accumulation is changed by itself."""
+    training = {"max_steps": 6, "gradient_accumulation_steps": 4, "per_device_train_batch_size": 1, "save_steps": 3}
+    training["lr_scheduler_type"] = "constant"
+    whole, _ = on_two(toys, tmp_path, llama, chat, training=training)
+    assert graft(whole) == [0], graft.said()
+    training |= {"gradient_accumulation_steps": 4 // before, "output_dir": str(tmp_path / "again")}
+    short = {**TRAINING, **training, "max_steps": 3}
+    assert graft(toys.config(tmp_path, llama, chat, training=short, fsdp=fsdp), before) == [0] * before, graft.said()
+    assert (tmp_path / "again/checkpoints/step-3").is_dir()
+    longer = toys.config(tmp_path, llama, chat, training={**TRAINING, **training}, fsdp=fsdp)
+    assert graft(longer, after, "--resume") == [0] * after, graft.said() + graft.said(after - 1)
+    if before != after:
+        assert f"gradient_accumulation_steps {4 // after} instead of {4 // before}, so that a step stays 4 samples" in (
+            graft.said()
+        )
+    (tmp_path / "one/metrics.jsonl").write_text(only_steps(tmp_path / "one"))
+    (tmp_path / "again/metrics.jsonl").write_text(only_steps(tmp_path / "again"))
+    assert_same(tmp_path / "one", tmp_path / "again")
+    record = json.loads((tmp_path / "again/run.json").read_text())
+    assert record["processes"] == after
+    assert record["begun_with"] == {"processes": before, "gradient_accumulation_steps": 4 // before}
+
+
+def only_steps(run: Path) -> str:
+    """The lines of steps: a run of three steps has evaluated at its end, where the longer one does not."""
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if '"loss"' in line)
+
+
+def test_a_step_that_cannot_be_shared_is_refused(toys, llama, chat, tmp_path, graft) -> None:
+    training = {"max_steps": 2, "gradient_accumulation_steps": 2, "save_steps": 1, "per_device_train_batch_size": 1}
+    config = toys.config(tmp_path, llama, chat, training={**TRAINING, **training})
+    assert graft(config) == [0]
+    assert graft(config, 3, "--resume")[0] == 2
+    assert (
+        "a step of this run is 2 samples (1 per device x 1 processes x 2 of gradient_accumulation_steps), which 3 "
+        "processes cannot share evenly; go on with 1 or 2 of them" in graft.said()
+    )

@@ -18,7 +18,7 @@ from graftwork.errors import UsageError, did_you_mean
 from graftwork_native.forward import base_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Sequence, Set
 
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -50,7 +50,6 @@ def shard(whole: nn.Module, model: nn.Module, config: RunConfig, world: World) -
     if fsdp.forward_prefetch:
         for piece, following in pairwise(pieces):
             piece.set_modules_to_forward_prefetch([following])  # type: ignore[operator]
-    logger.info("FSDP2 (%s): %d pieces over %d processes", fsdp.sharding_strategy, len(pieces) + 1, world.size)
     return whole
 
 
@@ -100,7 +99,11 @@ def pieces_of(model: nn.Module, fsdp: FsdpParams) -> Iterator[nn.Module]:
         names = layer_classes(model, fsdp.transformer_layer_cls)
         yield from (module for module in model.modules() if type(module).__name__ in names)
     elif fsdp.auto_wrap_policy == "SIZE_BASED_WRAP":
-        yield from large_pieces(model, fsdp.min_num_params)[0]
+        base = base_of(model)
+        decoder = getattr(base, getattr(base, "base_model_prefix", "") or " ", base)
+        # These may share one weight, and the head's is used without the head's own forward.
+        ends = {base.get_input_embeddings(), base.get_output_embeddings()}
+        yield from large_pieces(decoder, fsdp.min_num_params, ends)[0]
 
 
 def layer_classes(model: nn.Module, asked: str | None) -> set[str]:
@@ -114,22 +117,22 @@ def layer_classes(model: nn.Module, asked: str | None) -> set[str]:
     return names
 
 
-def large_pieces(module: nn.Module, smallest: int) -> tuple[list[nn.Module], int]:
-    """The smallest modules with at least so many parameters that no inner piece has, and how many they take.
+def large_pieces(module: nn.Module, smallest: int, without: Set[nn.Module]) -> tuple[list[nn.Module], int]:
+    """The smallest modules with at least so many parameters that no inner piece has, and how many are left over.
 
-    A module that is never called by itself (a list of layers) is none.
+    A module that is never called by itself (a list of layers) is none, and neither is one of ``without``.
     """
+    if module in without:
+        return [], 0
     pieces: list[nn.Module] = []
-    taken = 0
+    left = sum(parameter.numel() for parameter in module.parameters(recurse=False))
     for child in module.children():
-        inner, count = large_pieces(child, smallest)
+        inner, count = large_pieces(child, smallest, without)
         pieces += inner
-        taken += count
-    own = sum(parameter.numel() for parameter in module.parameters())
-    called = not isinstance(module, nn.ModuleList | nn.ModuleDict)
-    if own - taken >= smallest and called and "forward" in type(module).__dict__:
-        return [*pieces, module], own
-    return pieces, taken
+        left += count
+    if left >= smallest and not isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return [*pieces, module], 0
+    return pieces, left
 
 
 def own_part(tensor: torch.Tensor) -> torch.Tensor:

@@ -51,6 +51,14 @@ class Spread:
     wrapped: nn.Module | None = None
     _sums: dict[str, float] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """``FSDP2 over 2 processes, in 3 pieces``."""
+        if self.wrapped is None:
+            return "one process"
+        pieces = sum(isinstance(module, FSDPModule) for module in self.wrapped.modules())
+        kind, cut = ("FSDP2", f", in {pieces} pieces") if pieces else ("DDP", "")
+        return f"{kind} over {self.world.size} processes{cut}"
+
     def weight(self, row: Row) -> int:
         return self.objective.weight(row)
 

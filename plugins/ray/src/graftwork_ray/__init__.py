@@ -1,0 +1,1 @@
+"""graftwork's training on the machines of a Ray cluster."""

@@ -1,0 +1,138 @@
+"""A run on a local Ray cluster of two workers takes the steps of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from graftwork.errors import RunError, UsageError
+from graftwork_ray.engine import Cluster, explained
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZE = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "eos_token_id": 1,
+    "bos_token_id": None,
+    "pad_token_id": None,
+}
+
+
+def save_model(folder: Path) -> Path:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**SIZE)).save_pretrained(folder)
+    words = {"<unk>": 0, "<eos>": 1, **{f"w{number}": number + 2 for number in range(60)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder)
+    return folder
+
+
+def write_config(folder: Path, name: str, accumulation: int) -> Path:
+    rows = [{"text": " ".join(f"w{(number * word) % 60}" for word in range(6 + number % 5))} for number in range(8)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "model": {"model_name": str(folder / "model"), "device_map": "cpu"},
+        "data": {"train": {"datasets": [{"dataset_name": "text", "dataset_path": str(folder / "train.jsonl")}]}},
+        "training": {
+            "output_dir": str(folder / name),
+            "max_steps": 3,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": accumulation,
+            "mixed_precision_dtype": "none",
+            "enable_tensorboard": False,
+            "trainer_kwargs": {"sample_count": 0},
+        },
+    }
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def graft(*arguments: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "graftwork", *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_workers_take_the_steps_of_one_process(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    graft("train", "-c", str(write_config(tmp_path, "alone", 2)))
+    said = graft("ray-train", "-c", str(write_config(tmp_path, "cluster", 1)), "--num-workers", "2")
+    assert f"report   {tmp_path / 'cluster'}/report.html" in said
+    assert losses(tmp_path / "cluster") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+    record = json.loads((tmp_path / "cluster/run.json").read_text())
+    assert record["processes"] == 2
+    assert record["status"] == "finished"
+    assert (tmp_path / "cluster/final/model.safetensors").exists()
+
+
+class Failure(Exception):
+    """As Ray's error of one worker: what it failed with is its ``cause``."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__("a hundred lines of tracebacks")
+        self.cause = cause
+
+
+class Failed(Exception):
+    """As Ray's error of all of them."""
+
+    def __init__(self, **failures: Any) -> None:
+        super().__init__("a thousand lines of tracebacks")
+        self.worker_failures = {int(name.removeprefix("worker_")): failure for name, failure in failures.items()}
+
+
+def test_the_worker_that_says_why_is_the_one_that_is_heard() -> None:
+    error = Failed(
+        worker_0=Failure(ConnectionError("reset by peer")), worker_1=Failure(UsageError("rows.jsonl:3: no text"))
+    )
+    assert str(explained(error)) == "worker 1: rows.jsonl:3: no text"
+    assert isinstance(explained(error), RunError)
+    assert str(explained(ValueError("no such cluster"))) == "Ray Train: no such cluster"
+
+
+def test_a_cluster_is_local_where_nobody_names_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert Cluster(2).is_local
+    assert not Cluster(2, address="auto").is_local
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert not Cluster(2).is_local
+
+
+def test_a_mistake_in_the_configuration_is_found_before_anything_starts(tmp_path: Path) -> None:
+    from graftwork.errors import ConfigError
+    from graftwork_ray.command import ray_train
+
+    path = write_config(tmp_path, "run", 1)
+    done = CliRunner().invoke(ray_train, ["-c", str(path), "--num-workers", "2", "training.max_stepps=1"])
+    assert isinstance(done.exception, ConfigError)
+    assert "did you mean max_steps?" in str(done.exception)
+    assert not (tmp_path / "run").exists()
+
+
+def test_ray_reports_to_nobody() -> None:
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
