@@ -1,6 +1,7 @@
 """Supervised fine-tuning of a 42M Llama beside TRL's ``SFTTrainer``: speed, memory, share of the GEMM rate.
 
     python benchmarks/run.py [--rounds 2] [--steps 4] [--settings default,padding-free] [--only-graftwork]
+    python benchmarks/run.py --only preparing
 
 Every measurement is a fresh process; the contenders take turns within a round, so that a machine that drifts
 drifts for all. All have the same weights, conversations, labels (the assistant's tokens), bfloat16 autocast and
@@ -116,7 +117,17 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("graftwork-bench"))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--only", choices=("training", "preparing"), help="one part; default: both")
     options = parser.parse_args()
+    if options.only != "preparing":
+        training(options)
+    if options.only != "training":
+        print(flush=True)
+        subprocess.run([sys.executable, HERE / "prepare.py"], check=True)
+
+
+def training(options: argparse.Namespace) -> None:
+    """The rows of training."""
     settings = [] if options.only_graftwork else [name for name in SETTINGS if name in options.settings.split(",")]
     assets = prepare(options.folder, options.data, options.tokenizer, conversations=8 * (options.steps + 8))
     ours, peers, gemms = Results("graftwork native"), [Results(f"TRL, {name}") for name in settings], []
