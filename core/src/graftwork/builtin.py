@@ -43,6 +43,18 @@ def _train() -> Any:
     return train
 
 
+def _check() -> Any:
+    from graftwork.cli.check import check
+
+    return check
+
+
+def _preview() -> Any:
+    from graftwork.cli.preview import preview
+
+    return preview
+
+
 def _generate() -> Any:
     from graftwork.cli.generate import generate
 
@@ -133,6 +145,8 @@ def _plugins() -> Any:
 def graftwork_commands() -> list[CommandSpec]:
     return [
         CommandSpec(name="quickstart", help="Train, fine-tune and ask a small model, from nothing.", load=_quickstart),
+        CommandSpec(name="check", help="Say all that can be known of a run before it begins.", load=_check),
+        CommandSpec(name="preview", help="Show what is trained, token by token.", load=_preview),
         CommandSpec(name="train", help="Train a model as a configuration file says.", load=_train),
         CommandSpec(name="generate", help="Complete a prompt, or every row of a JSONL file.", load=_generate),
         CommandSpec(name="chat", help="Talk with a model in the terminal.", load=_chat),

@@ -118,6 +118,8 @@ def train(config: RunConfig, *, resume: bool = False, listeners: Sequence[Listen
 
 def carry_out(spec: TrainerSpec, request: TrainRequest, data: Mapping[str, Any]) -> TrainResult:
     """Builds the trainer and has it train; however that ends, the run folder says so."""
+    from graftwork.check.measured import record_memory
+
     error: BaseException | None = None
     result: TrainResult | None = None
     try:
@@ -125,6 +127,7 @@ def carry_out(spec: TrainerSpec, request: TrainRequest, data: Mapping[str, Any])
         request.run.update(**describe_batch(request.config, request.run.record, Place.here().size))
         seed_everything(request.config.training.seed)
         result = spec.build(request).train()
+        record_memory(request, interrupted=result.interrupted)
     except BaseException as caught:
         error = caught
         raise

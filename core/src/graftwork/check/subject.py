@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork.config import plugin_params
@@ -18,6 +17,7 @@ from graftwork.registry import get_registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from pydantic import BaseModel
 
@@ -62,12 +62,12 @@ class Subject:
     splits: dict[str, list[DatasetSample]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: RunConfig, limit: int | None) -> Subject:
-        """Loads the tokenizer and reads the data; what fails is remembered as a reason."""
+    def of(cls, config: RunConfig, limit: int | None, only: str | None = None) -> Subject:
+        """Loads the tokenizer and reads the data (of the split ``only``); what fails is remembered as a reason."""
         subject = cls(config, limit)
         subject._load_tokenizer()
         for name, split in config.data.splits().items():
-            if split.datasets:
+            if split.datasets and only in (None, name):
                 subject.splits[name] = [subject._sample(split, params) for params in split.datasets]
         return subject
 

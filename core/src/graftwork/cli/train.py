@@ -54,8 +54,22 @@ def summary(result: TrainResult) -> list[str]:
         lines[0] += f", held-out loss {result.metrics['eval_loss']:.4f}"
     if skipped := result.metrics.get("skipped_batches"):
         lines[0] += f", {skipped:,.0f} batches without a finite loss left out"
+    lines += memory_line(result)
     lines.append(f"report   {result.output_dir / 'report.html'}")
     if result.model_path:
         lines.append(f"model    {result.model_path}")
         lines.append(f"next     graft generate {result.model_path} --prompt '...'")
     return lines
+
+
+def memory_line(result: TrainResult) -> list[str]:
+    """The largest memory beside its forecast, where the trainer measures it."""
+    from graftwork.runs import words
+    from graftwork.runs.reading import lookup, read_run
+
+    memory = read_run(result.output_dir).info.get("memory")
+    peak, forecast = lookup(memory, "peak_bytes"), lookup(memory, "forecast.total_bytes")
+    if not peak:
+        return []
+    beside = f", forecast {' '.join(words.memory(forecast))} ({forecast / peak - 1:+.0%})" if forecast else ""
+    return [f"memory   {' '.join(words.memory(peak))} at the peak{beside}"]

@@ -182,6 +182,11 @@ def _time(run: RunRecord) -> Fact | None:
 
 
 def _memory(run: RunRecord) -> Fact | None:
+    measured, forecast = lookup(run.info, "memory.peak_bytes"), lookup(run.info, "memory.forecast.total_bytes")
+    if is_number(measured) and measured > 0:
+        value, unit = words.memory(measured)
+        said = f"forecast {' '.join(words.memory(forecast))} ({forecast / measured - 1:+.0%})" if forecast else ""
+        return Fact(label="Peak memory", value=value, unit=unit, detail=said)
     peaks = [value for _, value in finite(run.curve("peak_memory_bytes"))]
     if not peaks or max(peaks) <= 0:
         return None

@@ -1,4 +1,4 @@
-"""Which tensors are alive while a computation runs on fake tensors, and what the system's allocator makes of it.
+"""Which tensors are alive while a computation runs on fake tensors.
 
 The computation is the trainer's own code on tensors without memory (PyTorch's ``FakeTensorMode``): whatever it would
 allocate and free is seen here in that order, temporaries and what autograd saves included, for any architecture.
@@ -7,7 +7,6 @@ allocate and free is seen here in that order, temporaries and what autograd save
 from __future__ import annotations
 
 import weakref
-from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,6 @@ from torch.utils._pytree import tree_leaves
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-ALIGNMENT = 64
-"""Bytes to which PyTorch aligns a tensor's memory on a CPU (``c10/core/alignment.h``)."""
-HEADER = 16
-"""Bytes that glibc puts before each block."""
 PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
 
 
@@ -67,7 +62,7 @@ class Live(TorchDispatchMode):
     """
 
     def __init__(self, vocabulary: int = 0, weights: Iterable[torch.Size] = (), kernel_bytes: int = 0) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.record = Record()
         self.part = "activations"
         self.vocabulary = vocabulary
@@ -129,64 +124,3 @@ class Live(TorchDispatchMode):
         if name == "aten._to_copy.default" and tensor.shape in self.weights:
             return "copies of weights"
         return self.part
-
-
-def heap_bytes(record: Record) -> int:
-    """How large glibc's heap becomes: each block in the smallest gap that holds it, else at the end; neighbouring
-    gaps are one (``malloc/malloc.c``: best fit with coalescing).
-    """
-    heap = _Heap()
-    for event in record.events:
-        if event > 0:
-            heap.take(event, record.blocks[event].size)
-        else:
-            heap.release(-event)
-    return heap.highest
-
-
-class _Heap:
-    """Gaps by size, by start and by end; ``top`` is the end of what is in use."""
-
-    def __init__(self) -> None:
-        self.top = self.highest = 0
-        self._by_size: list[tuple[int, int]] = []
-        self._sizes: dict[int, int] = {}
-        self._starts: dict[int, int] = {}
-        self._used: dict[int, tuple[int, int]] = {}
-
-    def take(self, number: int, size: int) -> None:
-        size = -(-(size + HEADER) // ALIGNMENT) * ALIGNMENT + ALIGNMENT  # aligned blocks ask for room to move
-        place = bisect_left(self._by_size, (size, 0))
-        if place < len(self._by_size):
-            found, start = self._by_size[place]
-            self._drop(found, start)
-            if found > size:
-                self._gap(found - size, start + size)
-        else:
-            start = self.top
-            self.top += size
-            self.highest = max(self.highest, self.top)
-        self._used[number] = (start, size)
-
-    def release(self, number: int) -> None:
-        start, size = self._used.pop(number)
-        if start in self._starts:
-            before = self._starts[start]
-            size += self._sizes[before]
-            self._drop(self._sizes[before], before)
-            start = before
-        if (after := start + size) in self._sizes:
-            size += self._sizes[after]
-            self._drop(self._sizes[after], after)
-        if start + size == self.top:
-            self.top = start
-        else:
-            self._gap(size, start)
-
-    def _gap(self, size: int, start: int) -> None:
-        insort(self._by_size, (size, start))
-        self._sizes[start], self._starts[start + size] = size, start
-
-    def _drop(self, size: int, start: int) -> None:
-        self._by_size.pop(bisect_left(self._by_size, (size, start)))
-        del self._sizes[start], self._starts[start + size]

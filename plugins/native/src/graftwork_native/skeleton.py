@@ -122,8 +122,8 @@ def example(shape: tuple[int, int, bool, torch.dtype], config: RunConfig, device
     quantizer = choose_quantizer(config.peft, device)
     assert quantizer is not None and quantizer.quantize is not None
     with _disable_current_modes():
-        layer = nn.Sequential(nn.Linear(inputs, outputs, bias, device="cpu", dtype=dtype))
-        weight = quantizer.quantize(layer, quantizer_options(quantizer, config.peft))[0].weight
+        whole = nn.Sequential(nn.Linear(inputs, outputs, bias, device="cpu", dtype=dtype))
+        weight = next(quantizer.quantize(whole, quantizer_options(quantizer, config.peft)).parameters())
     assert isinstance(weight, torch.Tensor)
     return weight
 

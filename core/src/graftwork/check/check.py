@@ -1,0 +1,65 @@
+"""``check_run``: the whole report, part by part. A part that fails says so and takes no other with it."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from graftwork.check.configuration import configuration_part
+from graftwork.check.data import data_part
+from graftwork.check.memory import memory_part
+from graftwork.check.report import Part, Report
+from graftwork.check.resume import resume_part
+from graftwork.check.steps import steps_part
+from graftwork.check.subject import SAMPLE, Subject, reason_of
+from graftwork.check.support import support_part
+from graftwork.check.template import template_part
+from graftwork.config.load import inspect_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+PARTS = {
+    "data": data_part,
+    "template": template_part,
+    "steps": steps_part,
+    "memory": memory_part,
+    "support": support_part,
+    "resume": resume_part,
+}
+NOTICES = ("graftwork", "transformers")
+
+
+def check_run(path: str, overrides: Sequence[str] = (), *, limit: int | None = SAMPLE) -> Report:
+    """Checks the configuration at ``path`` and all that it names; ``limit`` is how many rows of each dataset are
+    looked at, None for all.
+
+    Raises :class:`graftwork.errors.UsageError` only where there is no YAML to look at.
+    """
+    with quiet():
+        config, problems = inspect_config(path, overrides)
+        subject = Subject.of(config, limit)
+        parts = [configuration_part(config, problems)]
+        for name, make in PARTS.items():
+            try:
+                parts.append(make(subject))
+            except Exception as error:
+                broken = Part(name, name.capitalize())
+                broken.note(f"not looked at: {reason_of(error)}")
+                parts.append(broken)
+    return Report(path, tuple(parts))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without notices: what they would say is in the report."""
+    loggers = [logging.getLogger(name) for name in NOTICES]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
