@@ -65,14 +65,21 @@ class Rank:
         self._reader.start()
 
     def _pass_on(self) -> None:
-        for line in self.process.stderr or ():
-            self.tail.append(line.rstrip())
-            sys.stderr.write(f"[rank {self.number}] {line}")
-            sys.stderr.flush()
+        if self.process.stderr is None:
+            return
+        with self.process.stderr as lines:
+            for line in lines:
+                self.tail.append(line.rstrip())
+                sys.stderr.write(f"[rank {self.number}] {line}")
+                sys.stderr.flush()
+
+    def close(self) -> None:
+        """Has what it said last passed on."""
+        self._reader.join(timeout=1)
 
     def reason(self, code: int) -> str:
         """Why it ended with ``code``, as far as it said."""
-        self._reader.join(timeout=1)
+        self.close()
         if code < 0:
             name = signal.Signals(-code).name
             return f"was ended by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
@@ -171,6 +178,7 @@ def stop(ranks: Sequence[Rank]) -> None:
             logger.warning("rank %d did not notice, and was stopped", rank.number)
             rank.process.kill()
             rank.process.wait()
+        rank.close()
 
 
 @contextmanager
