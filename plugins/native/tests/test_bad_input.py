@@ -66,7 +66,7 @@ def test_rows(
 
 @pytest.mark.parametrize(
     ("policy", "kept", "notice"),
-    [("drop", 1, "1 of 2 rows dropped as too long"), ("truncate", 2, "1 of 2 rows cut off after max_length tokens")],
+    [("drop", 1, "2 rows read, 1 used, 1 dropped"), ("truncate", 2, "2 rows read, 2 used, 1 cut short")],
 )
 def test_policies_for_what_is_too_long(
     toys: Any, tmp_path: Path, llama: Path, capsys: pytest.CaptureFixture[str], policy: str, kept: int, notice: str
@@ -87,7 +87,10 @@ def test_files(toys: Any, tmp_path: Path, llama: Path, capsys: pytest.CaptureFix
     assert "nowhere.jsonl': there is no such file or folder" in said
     (tmp_path / "empty").mkdir()
     empty = write_config(toys, tmp_path, llama, {"dataset_path": str(tmp_path / "empty")})
-    assert "has no file that ends in .jsonl, .json; add one or name a file" in refused(tmp_path, capsys, "-c", empty)
+    assert (
+        "has no file that ends in .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow; add one or name a file"
+        in refused(tmp_path, capsys, "-c", empty)
+    )
 
 
 def test_all_rows_at_once(toys: Any, tmp_path: Path, llama: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -161,7 +161,6 @@ def hash_ends(path: Path, piece: int = 1 << 20) -> str:
 
 
 def describe(loader: Loader) -> dict[str, Any]:
-    """What is known of the data before the first step."""
-    if isinstance(loader, StreamedLoader):
-        return {"streamed": True}
-    return asdict(loader.counts)
+    """What is known of the data so far: the size of what is in memory, and what became of each dataset's rows."""
+    size = {"streamed": True} if isinstance(loader, StreamedLoader) else asdict(loader.counts)
+    return {**size, "datasets": [account.to_plain() for account in loader.accounts]}
