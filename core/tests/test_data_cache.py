@@ -348,6 +348,17 @@ def test_the_least_used_entries_make_room(folder: Path, rows: Path, monkeypatch:
     assert not abandoned.exists()
 
 
+def test_two_processes_may_make_room_at_once(folder: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(rows, max_length=90)
+
+    def gone_already(path: Path) -> None:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(cache, "remove_folder", gone_already)
+    monkeypatch.setenv("GRAFTWORK_CACHE_GB", "0")
+    assert load(rows, max_length=91).counts.samples == 20
+
+
 def test_a_limit_that_is_no_number_is_said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAFTWORK_CACHE_GB", "much")
     assert cache.limit_bytes() == 20e9

@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -119,6 +119,11 @@ def _sum_of(array: np.ndarray[Any, Any]) -> int:
 
 def make_room(folder: Path, keep: Path) -> None:
     """Removes the entries that were not used for longest, until all take no more than ``GRAFTWORK_CACHE_GB``."""
+    with suppress(FileNotFoundError):  # another process makes room, too
+        _remove_least_used(folder, keep)
+
+
+def _remove_least_used(folder: Path, keep: Path) -> None:
     entries = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
     used = {path: _last_use(path) for path in entries}
     sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in entries}
