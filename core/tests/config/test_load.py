@@ -200,3 +200,17 @@ def test_a_peft_section_without_use_peft_is_said(minimal, caplog):
         assert not caplog.messages
         load_config(minimal, ["peft.lora_r=16"], env={})
     assert caplog.messages == ["the section peft has no effect, because training.use_peft is false"]
+
+
+def test_deepspeed_is_refused_with_its_counterpart(minimal):
+    with pytest.raises(ConfigError, match=r"PyTorch's own FSDP2 shards the same; fsdp: \{enable_fsdp: true\} is ZeRO"):
+        load_config(minimal, ["deepspeed={enable_deepspeed: true, zero_stage: ZERO_2}"])
+
+
+def test_the_keys_of_fsdp_are_read_in_any_case(minimal):
+    overrides = ["fsdp={enable_fsdp: true, sharding_strategy: shard_grad_op, auto_wrap_policy: no_wrap}"]
+    fsdp = load_config(minimal, overrides).fsdp
+    assert (fsdp.sharding_strategy, fsdp.auto_wrap_policy, fsdp.shards) == ("SHARD_GRAD_OP", "NO_WRAP", True)
+    assert not load_config(minimal, ["fsdp.enable_fsdp=true", "fsdp.sharding_strategy=NO_SHARD"]).fsdp.shards
+    with pytest.raises(ConfigError, match=r"did you mean FULL_SHARD\?"):
+        load_config(minimal, ["fsdp.sharding_strategy=full_shrd"])

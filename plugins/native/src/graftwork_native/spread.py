@@ -8,6 +8,7 @@ step is divided by the labels of all processes already.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from graftwork.data.batch import Row
     from graftwork_native.objective import Objective
     from graftwork_native.world import World
+
+logger = logging.getLogger(__name__)
 
 
 class Whole(nn.Module):
@@ -136,6 +139,8 @@ def turns(rows: Iterable[Row], size: int) -> Iterator[tuple[list[Row], bool]]:
 def spread(objective: Objective, model: nn.Module, config: RunConfig, world: World) -> Spread:
     """The objective over the world's processes. Where the model is cut, its parameters are other ones from here on."""
     if world.size == 1:
+        if config.fsdp.shards:
+            logger.warning("fsdp.enable_fsdp: one process holds all there is; start more with --nproc-per-node")
         return Spread(objective, world)
     whole = Whole(model)
     if config.fsdp.shards:
