@@ -87,10 +87,8 @@ def test_files(toys: Any, tmp_path: Path, llama: Path, capsys: pytest.CaptureFix
     assert "nowhere.jsonl': there is no such file or folder" in said
     (tmp_path / "empty").mkdir()
     empty = write_config(toys, tmp_path, llama, {"dataset_path": str(tmp_path / "empty")})
-    assert (
-        "has no file that ends in .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow; add one or name a file"
-        in refused(tmp_path, capsys, "-c", empty)
-    )
+    kinds = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow"
+    assert f"has no file that ends in {kinds}; add one or name a file" in refused(tmp_path, capsys, "-c", empty)
 
 
 def test_all_rows_at_once(toys: Any, tmp_path: Path, llama: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork.builders import build_tokenizer
 from graftwork.builders.family import family_of_params
+from graftwork.data.holdout import report_shared
 from graftwork.data.indexed import IndexedLoader
 from graftwork.data.loader import Loader, LoadRequest, describe, load_indexed, load_split, schema_of
 from graftwork.errors import UsageError
@@ -80,8 +81,11 @@ def set_up(request: TrainRequest, world: World) -> Parts:
     # A model pretrained on documents, saved with a template that it was never trained on, would pass for a chat model.
     tokenizer = build_tokenizer(config.model, stand_in_template=schema_of(config.data.train) != "text")
     stop_ids = stop_token_ids(tokenizer, family=family_of_params(config.model))
-    loader = load_split(load_request(config, config.data.train, tokenizer, stop_ids, world.size))
-    validation = load_validation(config, tokenizer, stop_ids)
+    with world.main_first():
+        loader = load_split(load_request(config, config.data.train, tokenizer, stop_ids, world.size))
+        validation = load_validation(config, tokenizer, stop_ids)
+    if isinstance(loader, IndexedLoader) and validation is not None:
+        report_shared(loader.datasets, validation.datasets)
     total_steps = count_steps(config, loader)
     before_model = resident_bytes()
     model, loaded_dtype = load_model(config, request.resume_from)
@@ -92,8 +96,11 @@ def set_up(request: TrainRequest, world: World) -> Parts:
         if isinstance(split, IndexedLoader) and forward.limits:
             forward.limits.check(split.largest_token, split.longest_sample)
     facts = {**facts_of(model, forward), "data_train": describe(loader), "total_steps": total_steps}
+    if validation is not None:
+        facts["data_validation"] = describe(validation)
     facts["before_model_bytes"] = 0 if forward.device.type == "cuda" else before_model
     objective = spread(objective_of(request, forward, loader, validation, total_steps, world), model, config, world)
+    facts["parallel"] = str(objective)
     # After the model may have been cut: the optimizer holds what this process has of it.
     optimizer = (
         get_registry()
