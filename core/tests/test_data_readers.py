@@ -133,7 +133,9 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         DataError, match=r"dataset_path .*nowhere does not exist \(looked from .*\); give a file or folder"
     ):
         text(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"has no file that ends in \.txt, .*\.parquet, \.arrow; add one or name a file"):
+    with pytest.raises(
+        DataError, match=r"has no file that ends in \.txt, .*\.parquet, \.arrow; add one or name a file"
+    ):
         text(tmp_path)
     with pytest.raises(DataError, match=r"dataset text has no dataset_path; set it to a file or folder"):
         find_files(DatasetParams(dataset_name="text"), "text")
