@@ -1,0 +1,213 @@
+"""``graft check``: what each part finds, and that none takes another with it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from graftwork.check.check import check_run
+from graftwork.check.data import length_facts
+from graftwork.check.memory import free_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from graftwork.check.report import Part, Report
+
+    WriteConfig = Callable[..., Path]
+    Graft = Callable[..., tuple[int, str, str]]
+
+
+def chat(question: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+ROWS = [chat(f"Is {number} even?", "yes" if number % 2 == 0 else "no, it is odd") for number in range(5)]
+
+
+def part(report: Report, name: str) -> Part:
+    return next(part for part in report.parts if part.name == name)
+
+
+def texts(report: Report, name: str, status: str) -> list[str]:
+    return [line.text for line in part(report, name).lines if line.status == status]
+
+
+def test_a_run_that_may_begin(write_config: WriteConfig) -> None:
+    report = check_run(str(write_config(ROWS)))
+    assert report.ok, [line for part in report.parts for line in part.lines if line.status == "error"]
+    assert [part.name for part in report.parts] == [
+        "configuration", "data", "template", "steps", "memory", "support", "resume",
+    ]  # fmt: skip
+
+
+def test_a_cause_that_every_row_has_is_said_once(write_config: WriteConfig) -> None:
+    """A newcomer saw ten times the same sentence, and nothing of what else was wrong."""
+    report = check_run(str(write_config([{"nothing": "here"}] * 10)))
+    rejected = [text for text in texts(report, "data", "error") if text.startswith("rejected: ")]
+    assert len(rejected) == 1
+    assert "rows 1, 2, 3 and 7 more" in rejected[0]
+
+
+def test_rows_are_counted_with_reasons_and_lines(write_config: WriteConfig) -> None:
+    rows = [*ROWS, {"messages": []}, chat("q" * 100, "a")]
+    found = check_run(str(write_config(rows, data={"train": {"over_long": "drop", "max_rejected": 1}})))
+    (facts,) = part(found, "data").facts["splits"]["train"]
+    assert (facts["read"], facts["used"]) == (7, 5)
+    assert [kind["places"] for kind in facts["rejected"]] == [[f"{facts['name']}:6"]]
+    assert [kind["places"] for kind in facts["dropped"]] == [[f"{facts['name']}:7"]]
+    assert found.ok
+    assert any(f"{facts['name']}:6" in text for text in texts(found, "data", "warn"))
+
+
+def test_a_rejected_row_beyond_the_threshold_is_an_error(write_config: WriteConfig) -> None:
+    assert not check_run(str(write_config([*ROWS, {"messages": []}]))).ok
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([5], {"min": 5, "median": 5, "p95": 5, "max": 5}),
+        (list(range(1, 101)), {"min": 1, "median": 50, "p95": 95, "max": 100}),
+        ([], {}),
+    ],
+)
+def test_lengths(lengths: list[int], expected: dict[str, int]) -> None:
+    assert length_facts(lengths) == expected
+
+
+def test_lengths_are_those_of_the_samples(write_config: WriteConfig) -> None:
+    (facts,) = part(check_run(str(write_config(ROWS))), "data").facts["splits"]["train"]
+    sizes = sorted(len(f"<user>Is {n} even?\n") + len("yes" if n % 2 == 0 else "no, it is odd") + 1 for n in range(5))
+    assert facts["lengths"] == {"min": sizes[0], "median": sizes[2], "p95": sizes[4], "max": sizes[4]}
+
+
+def test_a_validation_row_that_is_trained_on(write_config: WriteConfig) -> None:
+    found = check_run(str(write_config([*ROWS, ROWS[0]], [ROWS[1], chat("Is it new?", "yes")])))
+    assert part(found, "data").facts["duplicates"] == {"train": 1, "train_and_validation": 1}
+    assert any("validation.jsonl:1 is " in text and "train.jsonl:2" in text for text in texts(found, "data", "warn"))
+
+
+def test_only_the_first_rows_are_read(write_config: WriteConfig) -> None:
+    path = str(write_config([chat(f"{number:04}", "yes") for number in range(500)]))
+    (facts,) = part(check_run(path), "data").facts["splits"]["train"]
+    assert (facts["read"], facts["all_rows"], facts["estimated"]) == (200, 500, True)
+    steps = part(check_run(path), "steps").facts
+    assert (steps["estimated"], steps["steps"]) == (True, 500)
+    (facts,) = part(check_run(path, limit=None), "data").facts["splits"]["train"]
+    assert (facts["read"], facts["all_rows"], facts["estimated"]) == (500, 500, False)
+
+
+def test_what_is_trained_is_shown(write_config: WriteConfig) -> None:
+    facts = part(check_run(str(write_config(ROWS))), "template").facts
+    assert facts["trained_text"]["text"] == "yes<end>"
+    assert facts["trained_tokens"] == sum(len("yes" if n % 2 == 0 else "no, it is odd") + 1 for n in range(5))
+
+
+def test_a_template_that_never_stops_is_an_error(write_config: WriteConfig, tmp_path: Path) -> None:
+    template = tmp_path / "endless.jinja"
+    template.write_text(
+        "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+        "{% generation %}{{ message['content'] }}{% endgeneration %}{% else %}{{ message['content'] }}{% endif %}"
+        "{% endfor %}"
+    )
+    report = check_run(str(write_config(ROWS, model={"chat_template": str(template)})))
+    assert not report.ok
+    assert any("stop" in text for text in texts(report, "template", "error"))
+
+
+def test_steps_and_tokens(write_config: WriteConfig) -> None:
+    facts = part(check_run(str(write_config(ROWS, training={"gradient_accumulation_steps": 2}))), "steps").facts
+    assert (facts["blocks_per_step"], facts["steps"], facts["estimated"]) == (4, 4, False)
+    assert facts["tokens_per_epoch"] == part(check_run(str(write_config(ROWS))), "template").facts["tokens"]
+
+
+def test_the_forecast_is_the_trainers(write_config: WriteConfig) -> None:
+    report = check_run(str(write_config(ROWS, training={"save_steps": 1, "save_total_limit": 2})))
+    facts = part(report, "memory").facts
+    assert facts["forecast"]["total_bytes"] == (3 << 20) + (facts["forecast"]["tokens"] << 10)
+    # two are kept, and a third one is there while it is written; then the final model
+    assert facts["disk"]["wanted_bytes"] == (3 * 5 + 2) << 20
+    assert "a note of the trainer" in texts(report, "memory", "note")
+
+
+def test_a_trainer_that_forecasts_nothing(write_config: WriteConfig) -> None:
+    report = check_run(str(write_config(ROWS, training={"trainer_type": "SILENT"})))
+    assert report.ok
+    (said,) = texts(report, "memory", "note")
+    assert said.startswith("not forecast for SILENT: ValueError: this trainer does not say")
+    assert any("cannot honour training.optimizer" in text for text in texts(report, "support", "note"))
+
+
+def test_more_memory_than_there_is(write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graftwork.check.memory.free_memory", lambda: 1 << 20)
+    report = check_run(str(write_config(ROWS)))
+    assert any("1.00 MiB are free: lower" in text for text in texts(report, "memory", "error"))
+
+
+def test_free_memory_is_what_the_system_says(tmp_path: Path) -> None:
+    file = tmp_path / "meminfo"
+    file.write_text("MemTotal: 100 kB\nMemAvailable:  40 kB\n")
+    assert free_memory(file) == 40 * 1024
+    assert free_memory(tmp_path / "none") is None
+
+
+def test_every_mistake_and_the_parts_all_the_same(write_config: WriteConfig) -> None:
+    report = check_run(str(write_config(ROWS)), ["training.learning_rate=-1", "training.max_stepz=3"])
+    assert len(part(report, "configuration").facts["problems"]) == 2
+    assert part(report, "data").facts["splits"]["train"][0]["used"] == 5
+    assert not report.ok
+
+
+def test_without_data_and_tokenizer(write_config: WriteConfig, tmp_path: Path) -> None:
+    path = write_config(ROWS, model={"model_name": str(tmp_path / "gone")})
+    (tmp_path / "train.jsonl").unlink()
+    report = check_run(str(path))
+    assert [part.name for part in report.parts][-1] == "resume"
+    assert any("gone" in text for text in texts(report, "template", "error"))
+    assert texts(report, "resume", "ok") == [f"{tmp_path / 'out'} holds no run: this one begins at step 0"]
+
+
+def test_a_folder_with_a_run(write_config: WriteConfig, tmp_path: Path) -> None:
+    path = write_config(ROWS)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"status": "interrupted", "data": {}}))
+    config = yaml.safe_load(path.read_text())
+    from graftwork.config import load_config
+
+    (folder / "config.yaml").write_text(load_config(path).to_yaml())
+    before = sorted(folder.iterdir())
+    same = part(check_run(str(path)), "resume")
+    assert (same.facts["accepted"], same.facts["checkpoint"]) == (True, None)
+    assert any("without --resume" in line.text for line in same.lines)
+    config["training"]["learning_rate"] = 0.5
+    path.write_text(yaml.safe_dump(config))
+    other = part(check_run(str(path)), "resume")
+    assert other.facts["accepted"] is False
+    assert other.facts["differences"] == ["training.learning_rate was 5e-05, is 0.5"]
+    assert sorted(folder.iterdir()) == before
+
+
+def test_the_command(write_config: WriteConfig, graft: Graft) -> None:
+    path = write_config(ROWS)
+    code, out, _ = graft("check", "-c", path)
+    assert code == 0
+    assert max(map(len, out.splitlines()[:-1])) <= 80
+    assert len(out.splitlines()) < 60  # two screens
+    assert "0 errors" in out
+    code, out, _ = graft("check", "-c", path, "--json", "training.learning_rate=-1")
+    assert code == 2
+    report = json.loads(out)
+    assert (report["ok"], report["errors"]) == (False, 1)
+    assert report["parts"]["steps"]["steps"] == 6
+
+
+def test_a_file_that_is_not_there(graft: Graft, tmp_path: Path) -> None:
+    code, _, err = graft("check", "-c", tmp_path / "none.yaml")
+    assert code == 2
+    assert "none.yaml" in err
