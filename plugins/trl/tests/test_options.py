@@ -131,6 +131,20 @@ def test_prompts_that_are_too_long(toys: Any, tmp_path: Path) -> None:
     assert len(prompts(max_length=11).rows) == 8
 
 
+def test_prompts_that_are_held_out_are_not_trained_on(toys: Any, tmp_path: Path) -> None:
+    from graftwork_trl.grpo import Prompts
+
+    data = {**toys.data(tmp_path, "TRL_GRPO"), "validation_fraction": 0.5}
+    config = toys.config(tmp_path, tmp_path, "TRL_GRPO", data)
+    asked = [
+        {row["question"] for row in Prompts(config, split, METHODS["TRL_GRPO"], toys.tokenizer()).rows}
+        for split in (config.data.train, config.data.validation)
+    ]
+    assert asked[0] & asked[1] == set()
+    assert asked[0] | asked[1] == {row["question"] for row in toys.sums()}
+    assert all(asked)
+
+
 def test_answers_go_evenly_into_a_step(toys: Any, tmp_path: Path) -> None:
     from graftwork_trl.grpo import prompts_per_step
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from graftwork.data.indexed import IndexedLoader
-from graftwork.data.loader import LoadRequest, load_indexed, load_split, schema_of
+from graftwork.data.loader import LoadRequest, load_indexed, load_split, open_source, schema_of
 from graftwork.data.names import look_up
-from graftwork.data.readers import OpenRequest
 from graftwork.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def source_rows(split: DatasetSplitParams) -> Iterator[tuple[SourceRow, str]]:
     for params in split.datasets:
         spec, options = look_up(params)
         messages_field = getattr(options, "messages_field", "messages")
-        for row in spec.open(OpenRequest(dataset=params, params=options)).rows():
+        for row in open_source(params, spec, options).rows():
             yield row, messages_field
 
 

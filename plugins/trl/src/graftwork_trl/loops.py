@@ -104,6 +104,7 @@ class Recorded(Trainer):  # type: ignore[misc]  # transformers has no types
             self._save_scaler(str(folder))
             self._save_rng_state(str(folder))
             if self.args.should_save:
+                session.state.tokens_of_trl = getattr(self, "_total_train_tokens", 0)
                 self.state.save_to_json(str(folder / "trainer_state.json"))
                 session.save(folder)
         session.saved_step = step

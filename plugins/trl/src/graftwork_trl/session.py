@@ -32,9 +32,13 @@ STATE_FILE = "graftwork_state.json"
 
 @dataclass(slots=True)
 class State:
-    """Where a run stands, as far as transformers' ``trainer_state.json`` does not say it."""
+    """Where a run stands, as far as transformers' ``trainer_state.json`` does not say it.
+
+    ``tokens_of_trl`` is TRL's own count (its metric ``num_tokens``), which counts a pair's prompt twice.
+    """
 
     tokens: int = 0
+    tokens_of_trl: float = 0
     best_metric: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0

@@ -71,6 +71,7 @@ class TrlTrainer:
         resume = self.resume
         if resume is not None:
             session.restore(resume)
+            self.trainer._total_train_tokens = session.state.tokens_of_trl
         run.update(**self._facts())
         run.start(step_of(resume))
         self.trainer.args.eval_on_start = resume is None and session.evaluates and self.method.batch != "prompts"
