@@ -102,7 +102,7 @@ class IndexedLoader:
         return Counts(
             samples=sum(map(len, self.datasets)),
             tokens=sum(len(samples.input_ids) for samples in self.datasets),
-            supervised_tokens=sum(int(samples.supervised.sum()) for samples in self.datasets),
+            supervised_tokens=int(self._labels.sum()),
         )
 
     @cached_property
@@ -118,8 +118,12 @@ class IndexedLoader:
     @cached_property
     def _columns(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Of the samples of all datasets the lengths, and whether any token of theirs is learned."""
-        lengths = np.concatenate([samples.lengths for samples in self.datasets])
-        return lengths, np.concatenate([samples.supervised > 0 for samples in self.datasets])
+        return np.concatenate([samples.lengths for samples in self.datasets]), self._labels > 0
+
+    @cached_property
+    def _labels(self) -> NDArray[np.int64]:
+        """Of the samples of all datasets the numbers of labels."""
+        return np.concatenate([samples.supervised for samples in self.datasets])
 
     def plan(self, number: int) -> Epoch:
         """The blocks of one epoch; at least one, else :class:`DataError`."""
