@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def finished(toys: Any, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A run of six steps with a checkpoint every two, for tests to copy, and its configuration."""
+    torch.set_num_threads(1)  # as one_thread does for each test, but later: other threads, other last bits
     folder = tmp_path_factory.mktemp("finished")
     data = {"train": toys.split(toys.chat(folder / "train.jsonl"))}
     data["validation"] = toys.split(toys.chat(folder / "held out.jsonl", 3, seed=1))
