@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from graftwork.errors import DataError
+
 if TYPE_CHECKING:
     from graftwork.training import TrainResult
 
@@ -40,7 +42,12 @@ def train(path: str, resume: bool, nproc_per_node: int, overrides: tuple[str, ..
     from graftwork.training import train as run
 
     main = Place.here().is_main
-    result = run(config, resume=resume, listeners=[Progress()] if main else [])
+    try:
+        result = run(config, resume=resume, listeners=[Progress()] if main else [])
+    except DataError as error:
+        raise DataError(
+            f"{error}\nAll that can be known of this run before it begins: graft check -c {path}"
+        ) from error
     if result.interrupted_by is not None:
         raise SystemExit(128 + result.interrupted_by)
     for line in summary(result) if main else ():

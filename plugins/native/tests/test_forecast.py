@@ -1,0 +1,259 @@
+"""What a run is said to take before it begins, against what it took: whole runs, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from graftwork.check.forecast import ForecastRequest
+from graftwork.config import RunConfig
+from graftwork.data.batch import Row, to_row
+from graftwork.data.samples import Sample
+from graftwork_native.forecast import forecast, telling
+from graftwork_native.live import Live
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SIZE = {
+    "vocab_size": 8000,
+    "hidden_size": 384,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "bos_token_id": None,
+    "eos_token_id": 257,
+    "pad_token_id": 258,
+}
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran", "away", "from", "all", "of", "us"]
+LORA = {"use_peft": True}
+NEEDS_BITSANDBYTES = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+
+
+def text(generator: random.Random, letters: int) -> str:
+    return " ".join(generator.choices(WORDS, k=letters))[:letters]
+
+
+def rows_of(kind: str, count: int) -> list[dict[str, Any]]:
+    generator = random.Random(0)
+    say = partial(text, generator)
+    rows = []
+    for _ in range(count):
+        question, answer, other = (say(generator.randint(60, 300)) for _ in range(3))
+        asked = [{"role": "user", "content": question}]
+        if kind == "chat":
+            rows.append({"messages": [*asked, {"role": "assistant", "content": answer}]})
+        else:
+            rows.append({"prompt": question, "chosen": answer, "rejected": other})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, toys: Any) -> Path:
+    """A model of 13 million parameters in both types, and data for both methods."""
+    folder = tmp_path_factory.mktemp("forecast")
+    for name, dtype in (("single", torch.float32), ("half", torch.bfloat16)):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZE), dtype=dtype).save_pretrained(
+            folder / name
+        )
+        tokenizer = toys.tokenizer()
+        tokenizer.model_max_length = 1024
+        tokenizer.save_pretrained(folder / name)
+    for kind in ("chat", "pairs"):
+        lines = [json.dumps(row) + "\n" for row in rows_of(kind, 32)]
+        (folder / f"{kind}.jsonl").write_text("".join(lines))
+    return folder
+
+
+def configuration(folder: Path, model: str, method: str, **sections: dict[str, Any]) -> dict[str, Any]:
+    trainer, reader, kind = {
+        "SFT": ("NATIVE_SFT", "text_sft", "chat"),
+        "DPO": ("NATIVE_DPO", "preference_pairs_jsonl", "pairs"),
+    }[method]
+    dataset = {"dataset_name": reader, "dataset_path": str(folder / f"{kind}.jsonl")}
+    training = {
+        "trainer_type": trainer,
+        "max_steps": 3,
+        "per_device_train_batch_size": 8,
+        "save_steps": 0,
+        "save_final_model": False,
+        "enable_tensorboard": False,
+    }
+    return {
+        "model": {"model_name": str(folder / model)},
+        "data": {"train": {"datasets": [dataset], "max_length": 1024}},
+        "training": training | sections.get("training", {}),
+        "peft": {"lora_r": 16} | sections.get("peft", {}),
+    }
+
+
+def run(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Trains in a fresh process and gives ``memory`` of run.json."""
+    number = len(list(folder.glob("run-*.yaml")))
+    path, output = folder / f"run-{number}.yaml", folder / f"run-{number}"
+    config["training"]["output_dir"] = str(output)
+    path.write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "graftwork", "train", "-c", str(path)]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    memory: dict[str, Any] = json.loads((output / "run.json").read_text())["memory"]
+    assert "memory " in done.stdout
+    return memory
+
+
+QLORA = {"q_lora": True, "bnb_4bit_quant_type": "nf4"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("method", "model", "training", "peft"),
+    [
+        pytest.param("SFT", "single", {}, {}, id="full-SFT"),
+        pytest.param("SFT", "half", LORA, {}, id="LoRA-SFT"),
+        pytest.param("SFT", "half", LORA, QLORA, id="QLoRA-SFT", marks=NEEDS_BITSANDBYTES),
+        pytest.param("DPO", "single", {}, {}, id="full-DPO"),
+        pytest.param("DPO", "half", LORA, {}, id="LoRA-DPO"),
+        pytest.param("DPO", "half", LORA, QLORA, id="QLoRA-DPO", marks=NEEDS_BITSANDBYTES),
+    ],
+)
+def test_the_forecast_is_within_15_percent_of_the_peak(
+    folder: Path, method: str, model: str, training: dict[str, Any], peft: dict[str, Any]
+) -> None:
+    """The three of DPO were not used to find any number of the forecast."""
+    memory = run(folder, configuration(folder, model, method, training=training, peft=peft))
+    forecast_bytes = memory["forecast"]["total_bytes"]
+    assert forecast_bytes == sum(memory["forecast"]["parts"].values())
+    assert forecast_bytes == pytest.approx(memory["peak_bytes"], rel=0.15), memory
+
+
+def rows(*lengths: tuple[int, ...]) -> tuple[Row, ...]:
+    return tuple(
+        to_row([Sample(np.zeros(length, np.int32), np.ones(length, np.bool_), "row") for length in row])
+        for row in lengths
+    )
+
+
+def said(change: Callable[[dict[str, Any]], None] = lambda _: None, lengths: tuple[int, ...] = (40, 60)) -> Any:
+    """The forecast of a preset without weights."""
+    config: dict[str, Any] = {
+        "model": {
+            "model_name": "llama3_8b",
+            "load_pretrained_weights": False,
+            "tokenizer_name": "anything",
+            "device_map": "cpu",
+            "model_kwargs": {**SIZE, "num_hidden_layers": 2},
+        },
+        "training": {"mixed_precision_dtype": "none"},
+        "peft": {},
+    }
+    change(config)
+    return forecast(ForecastRequest(config=RunConfig(**config), params=None, rows=rows(lengths)))
+
+
+def test_the_parts_are_what_a_run_holds() -> None:
+    """Adam's two states of float32 masters, gradients beside them; one file of weights, and one with the states."""
+    made = said(lengths=(2, 2))
+    weights, states = made.parts["weights"], made.parts["optimizer"]
+    assert states == pytest.approx(2 * weights, rel=1e-3)
+    assert made.parts["gradients"] <= weights
+    assert made.final_bytes == pytest.approx(weights, rel=1e-3)
+    assert made.checkpoint_bytes == pytest.approx(weights + states, rel=1e-3)
+
+
+def test_more_tokens_take_more_activations() -> None:
+    short, long = said(lengths=(300,) * 4), said(lengths=(300,) * 8)
+    assert long.tokens == 2 * short.tokens
+    assert long.parts["activations"] == pytest.approx(2 * short.parts["activations"], rel=0.1)
+
+
+def test_recomputed_layers_take_fewer() -> None:
+    plain = said(lengths=(200, 200))
+    less = said(lambda config: config["training"].update(enable_gradient_checkpointing=True), (200, 200))
+    assert less.parts["activations"] < 0.8 * plain.parts["activations"]
+
+
+def test_an_adapter_has_small_states_and_files() -> None:
+    made = said(lambda config: config["training"].update(use_peft=True))
+    assert made.parts["optimizer"] < 0.1 * made.parts["weights"]
+    assert made.final_bytes < 0.1 * made.parts["weights"]
+    assert "gradients" not in made.parts or made.parts["gradients"] < 0.1 * made.parts["weights"]
+
+
+@NEEDS_BITSANDBYTES
+def test_quantized_weights_are_counted_as_they_lie_in_memory() -> None:
+    """4 bits for a weight, and a float32 for each block of 64 (QLoRA, arXiv:2305.14314, section 3)."""
+
+    def adapter(config: dict[str, Any]) -> None:
+        config["training"]["use_peft"] = True
+        config["model"]["torch_dtype"] = "bfloat16"
+
+    def quantized(config: dict[str, Any]) -> None:
+        adapter(config)
+        config["peft"] |= QLORA
+
+    whole, less = said(adapter), said(quantized)
+    in_layers = 2 * sum(linear_sizes())
+    saved = in_layers * (2 - 0.5 - 4 / 64)
+    assert whole.parts["weights"] - less.parts["weights"] == pytest.approx(saved, rel=0.01)
+
+
+def linear_sizes() -> list[int]:
+    """Weights of each linear layer of one block; the preset's heads are 128 wide."""
+    width, hidden, heads, keys = 384, 1024, 6, 2
+    head = 128 if head_dim() == 128 else width // heads
+    return [width * heads * head] * 2 + [width * keys * head] * 2 + [width * hidden] * 3
+
+
+def head_dim() -> int:
+    from graftwork.builders.model import model_config
+    from graftwork.config import ModelParams
+
+    params = ModelParams(model_name="llama3_8b", load_pretrained_weights=False, model_kwargs=SIZE)
+    return int(model_config(params).head_dim)
+
+
+def test_an_optimizer_that_knows_no_fake_tensors_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(self: object) -> None:
+        raise NotImplementedError("no kernel")
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    made = said(lambda config: config["training"].update(optimizer="sgd"))
+    assert made.notes == ("the state of sgd is not counted: NotImplementedError: no kernel",)
+
+
+def test_what_is_alive_is_what_pytorch_has() -> None:
+    """Against the sizes of tensors that are kept by hand, views and temporaries among them."""
+    live = Live()
+    with live:
+        kept = torch.zeros(100)
+        kept.view(10, 10)
+        torch.zeros(1000).sum()
+        torch.zeros(50)
+    most, parts = live.record.peak()
+    assert most == 4 * (100 + 1000) + 4
+    assert parts == {"activations": most}
+
+
+def test_the_rows_that_tell() -> None:
+    few, many, wide = rows((5, 5), (30, 30, 30), (70,))
+    assert telling([few, many]) == [few, many]
+    assert telling([many, few, wide]) == [few, many, wide]
