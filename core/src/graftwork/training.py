@@ -140,9 +140,11 @@ def set_log_levels(config: RunConfig, place: Place) -> None:
     """``log_level`` for graftwork's own notices (``graft --debug`` has the last word), ``dep_log_level`` for those of
     the libraries below it. Of several processes the first one speaks for all.
     """
+    if not place.is_main:
+        logging.disable(logging.WARNING)
     own = logging.getLogger("graftwork")
     if own.level != logging.DEBUG:
-        own.setLevel(config.training.log_level.upper() if place.is_main else logging.ERROR)
+        own.setLevel(config.training.log_level.upper())
     for library in ("transformers", "peft", "datasets"):
         logging.getLogger(library).setLevel(config.training.dep_log_level.upper())
 

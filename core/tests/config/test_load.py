@@ -207,6 +207,12 @@ def test_deepspeed_is_refused_with_its_counterpart(minimal):
         load_config(minimal, ["deepspeed={enable_deepspeed: true, zero_stage: ZERO_2}"])
 
 
+def test_a_quantized_weight_is_not_cut(minimal):
+    overrides = ["fsdp.enable_fsdp=true", "training.use_peft=true", "peft.quantizer=toy8"]
+    with pytest.raises(ConfigError, match=r"peft\.quantizer=toy8: a quantized weight cannot be cut over processes"):
+        load_config(minimal, overrides)
+
+
 def test_the_keys_of_fsdp_are_read_in_any_case(minimal):
     overrides = ["fsdp={enable_fsdp: true, sharding_strategy: shard_grad_op, auto_wrap_policy: no_wrap}"]
     fsdp = load_config(minimal, overrides).fsdp

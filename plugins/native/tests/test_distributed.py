@@ -135,6 +135,15 @@ def test_two_processes_take_the_steps_of_one(case, fsdp, toys, llama, chat, tmp_
     assert_same(tmp_path / "one", tmp_path / "two")
 
 
+def test_an_adapter_on_a_quantized_base(toys, llama, chat, tmp_path, graft) -> None:
+    pytest.importorskip("bitsandbytes")
+    peft = {**ADAPTER, "q_lora": True, "q_lora_bits": 4}
+    one, two = on_two(toys, tmp_path, llama, chat, training={"use_peft": True, "max_steps": 3}, peft=peft)
+    assert graft(one) == [0], graft.said()
+    assert graft(two, 2) == [0, 0], graft.said() + graft.said(1)
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
 @pytest.mark.parametrize("fsdp", [{}, FSDP], ids=["DDP", "FSDP2"])
 def test_packed_documents_with_tied_embeddings(fsdp, toys, tmp_path, graft) -> None:
     toy = toys.save(tmp_path / "tied", tie_word_embeddings=True)

@@ -72,10 +72,11 @@ def test_sigterm_saves_once_and_torchrun_goes_on(toys, llama, chat, tmp_path) ->
     longer = f"training.max_steps={taken + 2}"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run(*torchrun, "-m", "graftwork", "train", "-c", str(path), "--resume", longer)
-    one = {**TRAINING, "gradient_accumulation_steps": 2, "max_steps": taken + 2, "output_dir": str(tmp_path / "one")}
+    one = {**TRAINING, "gradient_accumulation_steps": 2, "max_steps": 20, "output_dir": str(tmp_path / "one")}
     run(*GRAFT, "train", "-c", str(save(tmp_path / "one.yaml", toys.config(tmp_path, llama, data, training=one))))
     # After hundreds of steps with a high rate a difference in the last digit has grown
-    assert steps(tmp_path / "run")[:20] == pytest.approx(steps(tmp_path / "one")[:20], rel=1e-4)
+    compared = min(20, taken + 2)
+    assert steps(tmp_path / "run")[:compared] == pytest.approx(steps(tmp_path / "one")[:compared], rel=1e-4)
     assert len(steps(tmp_path / "run")) == taken + 2
 
 
@@ -100,7 +101,8 @@ def test_one_that_is_killed_stops_the_others_within_seconds(toys, llama, chat, t
 def test_accelerate_launch(toys, llama, chat, tmp_path) -> None:
     training = {**TRAINING, "max_steps": 2}
     path = save(tmp_path / "run.yaml", toys.config(tmp_path, llama, {"train": chat["train"]}, training=training))
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    # What it takes by itself where there are GPUs; on a CPU it would start one process
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     accelerate += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     run(*accelerate, "-m", "graftwork", "train", "-c", str(path))
     assert len(steps(tmp_path / "run")) == 2

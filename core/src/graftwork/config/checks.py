@@ -34,6 +34,7 @@ def check_all(config: RunConfig) -> list[Problem]:
         _check_evaluation,
         _check_schedule,
         _check_adapter,
+        _check_sharding,
         _check_optimizer_in_backward,
         _check_trackers,
         _check_paths,
@@ -261,6 +262,17 @@ def _check_adapter(config: RunConfig) -> Iterator[Problem]:
         )
         related = (("peft", "q_lora_bits"), ("peft", "quantizer"))
         yield Problem(path=("peft", "q_lora"), value=True, text=text, related=related)
+
+
+def _check_sharding(config: RunConfig) -> Iterator[Problem]:
+    """A quantized weight is bytes in an order of their own."""
+    for name in ("q_lora", "quantizer"):
+        if config.fsdp.shards and (value := getattr(config.peft, name)):
+            text = (
+                "a quantized weight cannot be cut over processes (fsdp.enable_fsdp); leave fsdp out, and each process "
+                "holds the quantized model, or train without it"
+            )
+            yield Problem(path=("peft", name), value=value, text=text, related=(("fsdp", "enable_fsdp"),))
 
 
 def _check_trackers(config: RunConfig) -> Iterator[Problem]:
