@@ -127,6 +127,13 @@ def test_the_reference_is_computed_once_for_the_pairs_that_are_met(
     assert (len(calls), len(table_of(tmp_path / "two epochs"))) == (2 + 3, 12)
 
 
+def test_a_reference_of_another_model_is_none(tmp_path: Path) -> None:
+    path = tmp_path / reference.FILE
+    reference.Table(path, "this model", {"pair": [-1.5, -2.5]}).write()
+    assert reference.Table.read(path, "this model").log_probs == {"pair": [-1.5, -2.5]}
+    assert reference.Table.read(path, "another").log_probs == {}
+
+
 def test_fresh_weights_have_a_reference(toys: Any, tmp_path: Path, llama: Path, data: dict[str, Any]) -> None:
     model = {"load_pretrained_weights": False, "tokenizer_name": str(llama)}
     lines = run(toys, tmp_path, llama, data, model=model)

@@ -34,7 +34,7 @@ DISCOPOP_TAU = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Ratios:
-    """What the losses are made of: c and r, each [P]. ``mean``: both divided by the number of their answer's labels."""
+    """What the losses are made of: c and r, each [P]; of some losses divided by the number of their answer's labels."""
 
     chosen: torch.Tensor
     rejected: torch.Tensor
