@@ -43,7 +43,7 @@ def main(model: str, data: str, steps: int, setting: str) -> dict[str, Any]:
 
         def on_log(self, *args: Any, logs: dict[str, float], **kwargs: Any) -> None:
             if not first:
-                first.update({name: logs[name] for name in ("logps/chosen", "logps/rejected") if name in logs})
+                first.update({name: float(logs[name]) for name in ("logps/chosen", "logps/rejected") if name in logs})
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = trl.DPOConfig(
