@@ -62,7 +62,7 @@ class Forward:
         places = places_of(row, self.layout).to(self.device)
         labels = row.labels.to(self.device)
         counts = torch.tensor(row.pair_labels).flatten()
-        owners = torch.repeat_interleave(torch.arange(len(counts)), counts).to(self.device)
+        owners = torch.repeat_interleave(torch.arange(len(counts)), counts, output_size=len(labels)).to(self.device)
         if self.fused_head:
             hidden, weight = self.hidden(inputs)
             sums = head_log_probs(hidden.flatten(0, 1)[places], weight, labels, owners, len(counts))
@@ -157,7 +157,7 @@ def places_of(row: Row, layout: Layout) -> torch.Tensor:
     if layout == "segments":
         return row.label_positions
     lengths = torch.tensor(row.segment_lengths)
-    segment = torch.repeat_interleave(torch.arange(len(lengths)), lengths)  # [T]
+    segment = torch.repeat_interleave(torch.arange(len(lengths)), lengths, output_size=sum(row.segment_lengths))  # [T]
     return (segment * int(lengths.max()) + row.position_ids[0])[row.label_positions]
 
 
