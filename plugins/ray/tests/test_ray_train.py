@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
+from graftwork import load_config, train
 from graftwork.errors import RunError, UsageError
 from graftwork_ray.engine import Cluster, explained
 
@@ -68,7 +69,7 @@ def write_config(folder: Path, name: str, accumulation: int) -> Path:
 def graft(*arguments: str) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "graftwork", *arguments]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=250)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -78,9 +79,10 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_workers_take_the_steps_of_one_process(tmp_path: Path) -> None:
     save_model(tmp_path / "model")
-    graft("train", "-c", str(write_config(tmp_path, "alone", 2)))
+    train(load_config(write_config(tmp_path, "alone", 2)))
     said = graft("ray-train", "-c", str(write_config(tmp_path, "cluster", 1)), "--num-workers", "2")
     assert f"report   {tmp_path / 'cluster'}/report.html" in said
     assert losses(tmp_path / "cluster") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
