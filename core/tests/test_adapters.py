@@ -108,7 +108,8 @@ def test_a_name_that_other_modules_share_is_written_out() -> None:
         (
             {"lora_target_modules": ["q_porj"]},
             "'q_porj' is no module and no role of this model (family toy): did you mean q_proj? Known: all-linear, "
-            "attention, down_proj, gate_proj, k_proj, lm_head, mlp, o_proj, output, output_proj, q_proj, up_proj, v_proj",
+            "attention, down_proj, gate_proj, k_proj, lm_head, mlp, o_proj, output, output_proj, q_proj, up_proj, "
+            "v_proj",
         ),
         ({"lora_modules_to_save": ["lm_haed"]}, "peft.lora_modules_to_save: 'lm_haed' is no module of this model"),
         ({"lora_exclude_modules": ["k_prok"]}, "peft.lora_exclude_modules: 'k_prok' is no module of this model"),

@@ -15,6 +15,7 @@ from graftwork.specs import (
     DatasetSpec,
     EngineSpec,
     ModelFamily,
+    OptimizerSpec,
     SourceSpec,
     TokenizerSpec,
     chat_template,
@@ -428,6 +429,27 @@ def graftwork_collators() -> list[CollatorSpec]:
         CollatorSpec(name="text_with_padding", schema="chat", other_schemas=("text",), build=_pad),
         CollatorSpec(name="text_completions_only_with_padding", schema="chat", build=_pad),
         CollatorSpec(name="dpo_with_padding", schema="preference", build=_pad_pairs),
+    ]
+
+
+# Training
+
+
+def _optimizer(name: str) -> Callable[[Any, float, Any], Any]:
+    def build(groups: Any, learning_rate: float, training: Any) -> Any:
+        from graftwork.builders import optimizers
+
+        return getattr(optimizers, name)(groups, learning_rate, training)
+
+    return build
+
+
+@hookimpl
+def graftwork_optimizers() -> list[OptimizerSpec]:
+    return [
+        OptimizerSpec(name="adamw", aliases=("adamw_torch", "adamw_torch_fused"), build=_optimizer("adamw")),
+        OptimizerSpec(name="sgd", build=_optimizer("sgd")),
+        OptimizerSpec(name="adafactor", build=_optimizer("adafactor")),
     ]
 
 

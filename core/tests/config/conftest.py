@@ -20,7 +20,7 @@ PLUGIN = """
 from pydantic import BaseModel, Field
 from graftwork import hookimpl
 from graftwork.specs import (
-    CollatorSpec, DatasetSpec, ModelFamily, OptimizerSpec, Preset, QuantizerSpec, TrainerSpec
+    CollatorSpec, DatasetSpec, ModelFamily, Preset, QuantizerSpec, TrainerSpec
 )
 
 class TrainerParams(BaseModel):
@@ -50,10 +50,6 @@ def graftwork_trainers():
         ),
         TrainerSpec(name="TOY_BROKEN", schemas=("chat",), build=None, params=broken),
     ]
-
-@hookimpl
-def graftwork_optimizers():
-    return [OptimizerSpec(name="adamw", aliases=("adamw_torch",), build=None), OptimizerSpec(name="sgd", build=None)]
 
 @hookimpl
 def graftwork_quantizers():

@@ -95,7 +95,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plugin"]) == 2
     err = capsys.readouterr().err
-    assert "Error: there is no command 'plugin'; did you mean plugins? Known: audit, cat, chat, config" in err
+    assert "Error: there is no command 'plugin'; did you mean plugins? Known: audit, cat, chat, check, config" in err
     assert "Traceback" not in err
 
 

@@ -9,8 +9,8 @@ import torch
 from transformers import Trainer, get_scheduler
 from transformers.trainer_pt_utils import get_parameter_names
 
+from graftwork.builders.optimizers import parameter_groups
 from graftwork.config import TrainingParams
-from graftwork_native.optimizers import parameter_groups
 from graftwork_native.schedule import learning_rate
 
 STEPS = 23

@@ -16,6 +16,7 @@ import torch
 from peft import PeftModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from graftwork.builders.optimizers import parameter_groups
 from graftwork.check.forecast import Forecast, ForecastRequest
 from graftwork.registry import get_registry
 from graftwork_native import precision
@@ -24,7 +25,6 @@ from graftwork_native.dpo import Dpo, without_dropout
 from graftwork_native.forward import Forward, base_of
 from graftwork_native.live import Live
 from graftwork_native.objective import CrossEntropy, Objective
-from graftwork_native.optimizers import parameter_groups
 from graftwork_native.params import DpoParams
 from graftwork_native.skeleton import materialise, run_device, skeleton
 from graftwork_native.trial import head_is_plain, unknown_layers

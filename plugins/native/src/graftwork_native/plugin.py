@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from graftwork import hookimpl
-from graftwork.specs import OptimizerSpec, TrainerSpec
+from graftwork.specs import TrainerSpec
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -47,31 +47,4 @@ def graftwork_trainers() -> list[TrainerSpec]:
         TrainerSpec(name="NATIVE_PRETRAIN", schemas=("text",), **native),
         TrainerSpec(name="NATIVE_SFT", schemas=("chat",), **native),
         TrainerSpec(name="NATIVE_DPO", aliases=("DPO",), schemas=("preference",), **pairs),
-    ]
-
-
-def _adamw(groups: Any, learning_rate: float, training: Any) -> Any:
-    from graftwork_native.optimizers import adamw
-
-    return adamw(groups, learning_rate, training)
-
-
-def _sgd(groups: Any, learning_rate: float, training: Any) -> Any:
-    from graftwork_native.optimizers import sgd
-
-    return sgd(groups, learning_rate, training)
-
-
-def _adafactor(groups: Any, learning_rate: float, training: Any) -> Any:
-    from graftwork_native.optimizers import adafactor
-
-    return adafactor(groups, learning_rate, training)
-
-
-@hookimpl
-def graftwork_optimizers() -> list[OptimizerSpec]:
-    return [
-        OptimizerSpec(name="adamw", aliases=("adamw_torch", "adamw_torch_fused"), build=_adamw),
-        OptimizerSpec(name="sgd", build=_sgd),
-        OptimizerSpec(name="adafactor", build=_adafactor),
     ]

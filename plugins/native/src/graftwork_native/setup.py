@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork.builders import build_tokenizer
 from graftwork.builders.family import family_of_params
+from graftwork.builders.optimizers import parameter_groups
 from graftwork.data.holdout import report_shared
 from graftwork.data.indexed import IndexedLoader
 from graftwork.data.loader import Loader, LoadRequest, describe, load_indexed, load_split, schema_of
@@ -25,7 +26,6 @@ from graftwork_native.evaluation import Prompt, prompts_of
 from graftwork_native.model import device_of, load_model
 from graftwork_native.objective import CrossEntropy, Objective
 from graftwork_native.offload import Offloading, require_device
-from graftwork_native.optimizers import parameter_groups
 from graftwork_native.params import DpoParams, NativeParams
 from graftwork_native.reference import reference_of, require_adapter, rows_ahead
 from graftwork_native.spread import Spread, spread

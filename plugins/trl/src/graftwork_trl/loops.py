@@ -16,12 +16,12 @@ import torch
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from safetensors import SafetensorError
-from torch import nn
 from transformers import Trainer
 
 from graftwork.adapters import save_adapter
+from graftwork.builders.optimizers import parameter_groups
 from graftwork.builders.quiet import no_progress_bar
-from graftwork.errors import RunError, UsageError
+from graftwork.errors import RunError
 from graftwork.registry import get_registry
 from graftwork.runs.checkpoints import new_checkpoint
 from graftwork.runs.run import remedy
@@ -185,18 +185,6 @@ class Steps:
 def recorded(trainer_class: Any, base: type[Recorded]) -> Any:
     """TRL's trainer with ``base`` in front of it."""
     return type(trainer_class.__name__, (base, trainer_class), {})
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The trained parameters: matrices decay, biases and norms (fewer than two dimensions) do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
-        raise UsageError("model.freeze_layers: nothing is left to train; freeze less, or train an adapter (use_peft)")
-    groups = [
-        {"params": [parameter for parameter in trained if parameter.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.dim() < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 @contextmanager
