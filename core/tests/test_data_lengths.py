@@ -169,9 +169,9 @@ def test_error_and_drop_say_how_long_it_is() -> None:
     [
         (
             [TALK[1], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": "y" * 99}}]}],
-            "its first answer has no text of its own that could be cut",
+            "its answer has no text of its own that could be cut",
         ),
-        ([TALK[1], {"role": "assistant", "content": "shout " * 30}], "the chat template rewrites its first answer"),
+        ([TALK[1], {"role": "assistant", "content": "shout " * 30}], "the chat template rewrites its answer"),
         ([{"role": "user", "content": "long " * 30}, TALK[2]], "leaves no room for any of the answer"),
     ],
 )  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from graftwork.config import DatasetSplitParams
 from graftwork.data.batch import to_row
 from graftwork.data.lengths import TooLongError, prepare
-from graftwork.data.preference import PairEncoder, cut_pair, joined, pair_encoder, to_pair
+from graftwork.data.preference import PairEncoder, joined, pair_encoder, to_pair
 from graftwork.data.readers import Row
 from graftwork.errors import DataError
 
@@ -28,20 +27,21 @@ TEMPLATE = (
     "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}{{ '\n' }}"
     "{% else %}{{ message['content'] + '\n' }}{% endif %}{% endfor %}"
 )
+CLOSED = TEMPLATE.replace("message['content'] + eos_token", "message['content'] + '</turn>\n' + eos_token")
 
 
 def row(**data: Any) -> Row:
     return Row(data, "here:1", (0, 0))
 
 
-def encoder() -> PairEncoder:
+def encoder(template: str = TEMPLATE) -> PairEncoder:
     """A token for each byte, and an end."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<end>"])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", chat_template=TEMPLATE)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", chat_template=template)
     return pair_encoder(tokenizer, DatasetSplitParams(), frozenset({256}), {})
 
 
@@ -242,19 +242,31 @@ def test_a_pair_is_as_long_as_its_longer_conversation() -> None:
     assert prepare(data, encode, sample.longest - 1, "drop").verdict == "dropped"
 
 
-@pytest.mark.parametrize("length", range(1, 24))
-def test_truncation_cuts_the_answers_and_never_the_prompt(length: int) -> None:
-    sample = encoder()(row(prompt="abc", chosen="d", rejected="efghijkl"))
-    assert sample.parts is not None
-    prompt, chosen, rejected = sample.parts
-    if length <= prompt:
-        with pytest.raises(TooLongError, match=rf"its prompt of {prompt} tokens leaves no room for both answers"):
-            cut_pair(sample, length)
+@pytest.mark.parametrize("length", range(1, 40))
+def test_truncation_cuts_the_texts_of_answers_and_nothing_else(length: int) -> None:
+    """The end of a turn is nine tokens here: it is whole or not there."""
+    encode, data = encoder(CLOSED), row(prompt="abc", chosen="1", rejected="efghijkl")
+    sample = encode(data)
+    assert sample.parts == (10, 10, 17)
+    if length <= 10:
+        with pytest.raises(TooLongError, match=r"its prompt of 10 tokens leaves no room for any of the answer"):
+            encode.shorten(data, length)
         return
-    found = cut_pair(sample, length)
-    assert found.parts == (prompt, min(chosen, length - prompt), min(rejected, length - prompt))
-    kept = found.input_ids.tolist()
-    pieces = np.split(sample.input_ids, [prompt, prompt + chosen])
-    wanted = [p[: size or None].tolist() for p, size in zip_longest(pieces, found.parts)]
-    assert kept == [token for piece in wanted for token in piece]
-    assert found.longest <= max(length, prompt + 1)
+    found = encode.shorten(data, length)
+    room, decode = length - 10, encode.tokenizer.decode
+    prompt, chosen, rejected = np.split(found.input_ids, np.cumsum(found.parts)[:2])
+    assert decode(prompt) == "<u>abc\n<a>"
+    assert decode(chosen) == ("1</turn>\n<end>" if room >= 10 else "1")
+    assert decode(rejected) == ("efghijkl</turn>\n<end>" if room >= 17 else "efghijkl"[:room])
+    assert found.trained.tolist() == [False] * 10 + [True] * (len(chosen) + len(rejected))
+    assert found.longest <= length
+
+
+def test_an_answer_whose_text_cannot_be_cut_is_dropped_with_its_reason() -> None:
+    shouting = TEMPLATE.replace(
+        "message['content'] + eos_token", "message['content'] | replace('sh', 'SH') + eos_token"
+    )
+    data = row(prompt="abc", chosen="d", rejected="a shout")
+    outcome = prepare(data, encoder(shouting), 12, "truncate")
+    assert outcome.verdict == "dropped", outcome.reason
+    assert "the chat template rewrites its answer, so it cannot be cut" in outcome.reason

@@ -191,29 +191,44 @@ class PairEncoder:
     special_tokens_in_content: str = "error"
 
     def __call__(self, row: Row) -> Sample:
+        return self._sample(row, None)
+
+    def shorten(self, row: Row, max_length: int) -> Sample:
+        """The pair with the text of each answer that is too long cut at the limit, never in what closes its turn.
+
+        Raises :class:`TooLongError` where the prompt leaves no room for one of them.
+        """
+        return self._sample(row, max_length)
+
+    def _sample(self, row: Row, max_length: int | None) -> Sample:
         pair = to_pair(row)
         try:
-            chosen, rejected = (self._encode(conversation, pair.tools) for conversation in pair.conversations)
+            chosen, rejected = (self._encode(one, pair.tools, max_length) for one in pair.conversations)
+        except TooLongError:
+            raise
         except DataError as error:
             raise DataError(f"{row.where}: {error}") from None
         return joined(chosen, rejected, row.where)
 
-    def shorten(self, row: Row, max_length: int) -> Sample:
-        """The pair with both answers cut off; see :func:`cut_pair`."""
-        return cut_pair(self(row), max_length)
-
-    def _encode(self, conversation: Conversation, tools: list[dict[str, Any]] | None) -> Encoded:
+    def _encode(
+        self, conversation: Conversation, tools: list[dict[str, Any]] | None, max_length: int | None
+    ) -> Encoded:
+        """The conversation up to its last trained token; with ``max_length`` in no more tokens than that."""
         from graftwork.chat import check_turns, encode_conversation
+        from graftwork.chat.encode import write_chat
+        from graftwork.data.truncate import cut_place
 
+        given = {"special_tokens_in_content": self.special_tokens_in_content, **self.variables, "tools": tools}
         encoded = encode_conversation(
-            conversation,
-            tokenizer=self.tokenizer,
-            train_target="final_assistant_turn",
-            special_tokens_in_content=self.special_tokens_in_content,
-            **{**self.variables, "tools": tools},
+            conversation, tokenizer=self.tokenizer, train_target="final_assistant_turn", **given
         )
         encoded = check_turns(encoded, self.stop_ids, self.tokenizer)
-        return np.asarray(encoded.input_ids, np.int32), np.asarray(encoded.trained, np.bool_)
+        ids, trained = np.asarray(encoded.input_ids, np.int32), np.asarray(encoded.trained, np.bool_)
+        if max_length is not None and len(until_last(ids, trained)[0]) > max_length:
+            written = write_chat(conversation, tokenizer=self.tokenizer, **given)
+            stop = cut_place(written, encoded, conversation.messages[-1].text, max_length)
+            ids, trained = ids[:stop], trained[:stop]
+        return ids, trained
 
 
 def pair_encoder(
@@ -260,18 +275,3 @@ def until_last(ids: NDArray[np.int32], trained: NDArray[np.bool_]) -> Encoded:
     """Up to the last trained token."""
     end = int(np.flatnonzero(trained)[-1]) + 1
     return ids[:end], trained[:end]
-
-
-def cut_pair(sample: Sample, max_length: int) -> Sample:
-    """Both answers cut off after ``max_length`` tokens of their conversations, as TRL's ``keep_start`` does.
-
-    Raises :class:`TooLongError` where nothing trained is left of one of them.
-    """
-    assert sample.parts is not None
-    prompt, *answers = sample.parts
-    kept = [max(0, min(answer, max_length - prompt)) for answer in answers]
-    places = np.r_[: prompt + kept[0], prompt + answers[0] : prompt + answers[0] + kept[1]]
-    trained = sample.trained[places]
-    if not (trained[: prompt + kept[0]].any() and trained[prompt + kept[0] :].any()):
-        raise TooLongError(f"its prompt of {prompt} tokens leaves no room for both answers")
-    return Sample(sample.input_ids[places], trained, sample.where, (prompt, kept[0], kept[1]))

@@ -17,7 +17,7 @@ from graftwork.data.samples import Sample
 from graftwork.messages import Conversation, Role
 
 if TYPE_CHECKING:
-    from graftwork.chat.encode import Written
+    from graftwork.chat.encode import EncodedChat, Written
     from graftwork.data.readers import Row
     from graftwork.data.samples import ChatEncoder
 
@@ -44,7 +44,18 @@ def cut_answer(encoder: ChatEncoder, row: Row, conversation: Conversation, max_l
     """A conversation with one answer, its text cut at the limit. Raises :class:`TooLongError` with the reason."""
     written = write_chat(conversation, tokenizer=encoder.tokenizer, **encoder.given(row))
     encoded = encoder.checked(with_mask(written, encoder.tokenizer, encoder.train_target))
-    begin, end = text_span(written, conversation.messages[-1].text.strip(), encoded.turns[-1])
+    stop = cut_place(written, encoded, conversation.messages[-1].text, max_length)
+    ids, trained = np.asarray(encoded.input_ids[:stop], np.int32), np.asarray(encoded.trained[:stop], np.bool_)
+    return Sample(ids, trained, row.where)
+
+
+def cut_place(written: Written, encoded: EncodedChat, answer: str, max_length: int) -> int:
+    """How many tokens of a conversation are left where the text of its last turn, ``answer``, is cut to fit.
+
+    Never more than up to the text's end: what closes the turn is whole or not there. Raises :class:`TooLongError`
+    where none of the text fits.
+    """
+    begin, end = text_span(written, answer.strip(), encoded.turns[-1])
     first = bisect_right(written.tokens.ends, begin)
     stop = min(max_length, bisect_right(written.tokens.ends, end))
     starts, ends = written.tokens.starts, written.tokens.ends
@@ -53,8 +64,7 @@ def cut_answer(encoder: ChatEncoder, row: Row, conversation: Conversation, max_l
         stop -= 1
     if stop <= first:
         raise TooLongError(f"too long, and its prompt of {first} tokens leaves no room for any of the answer")
-    ids, trained = np.asarray(encoded.input_ids[:stop], np.int32), np.asarray(encoded.trained[:stop], np.bool_)
-    return Sample(ids, trained, row.where)
+    return stop
 
 
 def text_span(written: Written, answer: str, turn: tuple[int, int]) -> tuple[int, int]:
@@ -62,7 +72,7 @@ def text_span(written: Written, answer: str, turn: tuple[int, int]) -> tuple[int
     start, end = written.tokens.starts[turn[0]], written.tokens.ends[turn[1] - 1]
     place = written.text.find(answer, start, end)
     if not answer or written.text.rfind(answer, start, end) != place:
-        raise TooLongError("too long, and its first answer has no text of its own that could be cut")
+        raise TooLongError("too long, and its answer has no text of its own that could be cut")
     if place < 0:
-        raise TooLongError("too long, and the chat template rewrites its first answer, so it cannot be cut")
+        raise TooLongError("too long, and the chat template rewrites its answer, so it cannot be cut")
     return place, place + len(answer)
