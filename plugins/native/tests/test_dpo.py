@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from graftwork import train
 from graftwork.errors import DataError, UsageError
@@ -132,6 +132,34 @@ def test_a_reference_of_another_model_is_none(tmp_path: Path) -> None:
     reference.Table(path, "this model", {"pair": [-1.5, -2.5]}).write()
     assert reference.Table.read(path, "this model").log_probs == {"pair": [-1.5, -2.5]}
     assert reference.Table.read(path, "another").log_probs == {}
+
+
+@pytest.mark.parametrize("of", ["the base", "the adapter"])
+def test_a_reference_of_replaced_weights_is_none(
+    toys: Any, tmp_path: Path, data: dict[str, Any], of: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Other bytes under the same name: what was computed with the old ones is not used for the new ones."""
+    toy = toys.save(tmp_path / "toy")
+    sections: dict[str, Any] = {"training": {"max_steps": 1}}
+    if of == "the adapter":
+        sections["training"] |= {"use_peft": True}
+        run(toys, tmp_path, toy, data, "before", training={"use_peft": True, "learning_rate": 0.1}, peft=LORA)
+        sections |= {"peft": LORA, "model": {"adapter_model": str(tmp_path / "before" / "final")}}
+    run(toys, tmp_path, toy, data, **sections)
+    folder = tmp_path / "run"
+    first = table_of(folder)
+    weights = toy / "model.safetensors" if of == "the base" else tmp_path / "before/final/adapter_model.safetensors"
+    save_file({name: tensor * 1.5 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    (folder / "final").rename(tmp_path / "gone")
+    options = {"trainer_type": "NATIVE_DPO", "output_dir": str(folder), "per_device_train_batch_size": 4}
+    sections["training"] = options | sections["training"]
+    train(toys.config(tmp_path, toy, data, **sections), resume=True)
+    second = table_of(folder)
+    assert second.keys() == first.keys()
+    assert all(second[pair] != first[pair] for pair in first)
+    assert (
+        "reference.json: the model was another one, or its weights were; the reference is computed anew" in caplog.text
+    )
 
 
 def test_fresh_weights_have_a_reference(toys: Any, tmp_path: Path, llama: Path, data: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from graftwork.sources.hub import is_repository_id
 
 logger = logging.getLogger("graftwork.adapters")
 
-_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def adapter_folder(name: str | Path) -> Path:
@@ -30,12 +30,12 @@ def adapter_folder(name: str | Path) -> Path:
             f"; this is a run's, whose adapter is {path / 'final'}" * (path / "final" / "adapter_config.json").is_file()
         )
         raise ModelError(f"adapter {path}: there is no adapter_config.json, so this is not an adapter's folder{of_run}")
-    if not (path / _WEIGHTS).is_file():
+    if not (path / ADAPTER_WEIGHTS).is_file():
         pickled = (
             " Its weights are pickled (adapter_model.bin), which is not read: graft convert FOLDER NEW --to hf"
             * (path / "adapter_model.bin").is_file()
         )
-        raise ModelError(f"adapter {path}: there is no {_WEIGHTS}.{pickled}")
+        raise ModelError(f"adapter {path}: there is no {ADAPTER_WEIGHTS}.{pickled}")
     return path
 
 
@@ -149,7 +149,7 @@ def check_shapes(path: Path, model: Any) -> None:
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
-    with safe_open(path / _WEIGHTS, framework="pt") as file:
+    with safe_open(path / ADAPTER_WEIGHTS, framework="pt") as file:
         stored = set(file.keys())
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     # embeddings that were resized for the adapter lie in its file under their plain names

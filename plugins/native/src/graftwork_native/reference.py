@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftModel
 
+from graftwork.adapters.fingerprint import fingerprint as weights_fingerprint
+from graftwork.adapters.folder import ADAPTER_WEIGHTS, adapter_folder
 from graftwork.errors import UsageError
 from graftwork.files import write_text
 from graftwork.runs.run import explained
+from graftwork.sources import locate, resolve
 from graftwork_native import precision
 from graftwork_native.forward import evaluating
 from graftwork_native.model import device_of, load_model
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from graftwork.config import RunConfig
+    from graftwork.config import ModelParams, RunConfig
     from graftwork.data.batch import Row
     from graftwork.data.indexed import IndexedLoader
     from graftwork.data.loader import Loader
@@ -107,8 +110,10 @@ class Table:
         """The table in a file; an empty one where there is none, or one of another model or one that is cut off."""
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            fits = found["made_with"] == made_with
-            return cls(path, made_with, dict(found["log_probs"]) if fits else {})
+            if found["made_with"] == made_with:
+                return cls(path, made_with, dict(found["log_probs"]))
+            logger.warning("%s: the model was another one, or its weights were; the reference is computed anew", path)
+            return cls(path, made_with, {})
         except (OSError, ValueError, KeyError, TypeError):
             return cls(path, made_with, {})
 
@@ -177,10 +182,22 @@ def keys_of(row: Row) -> list[str]:
 
 
 def fingerprint(config: RunConfig, forward: Forward) -> str:
-    """Of everything that says how a model is made and computed before its first step."""
+    """Of everything that says how a model is made and computed before its first step, its files' content with it."""
     sections = [config.model.model_dump(mode="json"), config.training.use_peft, config.training.seed]
-    sections += [config.peft.model_dump(mode="json"), str(forward.autocast_dtype)]
+    sections += [config.peft.model_dump(mode="json"), str(forward.autocast_dtype), fingerprints_of(config.model)]
     return hashlib.blake2b(json.dumps(sections, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def fingerprints_of(params: ModelParams) -> list[str]:
+    """Of the weights that a model begins with, and of its adapter's; none of fresh ones, which the seed makes.
+
+    The base is looked for by its name: of a run that goes on, the model at hand lies in a checkpoint.
+    """
+    files = [adapter_folder(params.adapter_model) / ADAPTER_WEIGHTS] if params.adapter_model else []
+    source = resolve(params.model_name, revision=params.model_revision)
+    if params.load_pretrained_weights and source.kind != "preset":
+        files.append(locate(source, trust_remote_code=params.trust_remote_code))
+    return [weights_fingerprint(file) for file in files]
 
 
 def forward_at_start(config: RunConfig, layout: Any) -> Forward:
