@@ -39,7 +39,9 @@ class Assets:
     mean_context: float
 
 
-def prepare(folder: Path, data: Path | None, tokenizer: Path | None, conversations: int) -> Assets:
+def prepare(
+    folder: Path, data: Path | None, tokenizer: Path | None, conversations: int, vocab_size: int = MODEL["vocab_size"]
+) -> Assets:
     """Makes the assets, anew each time."""
     shared = os.environ.get("GRAFTWORK_TEST_DATA")
     if shared:
@@ -48,7 +50,7 @@ def prepare(folder: Path, data: Path | None, tokenizer: Path | None, conversatio
     folder.mkdir(parents=True, exist_ok=True)
     rows = read_rows(data) if data else docstring_rows()
     chat_tokenizer = load_tokenizer(tokenizer, rows)
-    save_model(folder / "model", chat_tokenizer)
+    save_model(folder / "model", chat_tokenizer, vocab_size)
     lengths = write_rows(folder / "conversations.jsonl", rows, chat_tokenizer, conversations)
     mean_context = sum(length * length for length in lengths) / sum(lengths)
     return Assets(folder / "model", folder / "conversations.jsonl", mean_context)
@@ -104,7 +106,7 @@ def train_tokenizer(texts: Any) -> Any:
     )
 
 
-def save_model(folder: Path, tokenizer: Any) -> None:
+def save_model(folder: Path, tokenizer: Any, vocab_size: int = MODEL["vocab_size"]) -> None:
     """Fresh weights, the same for everybody."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -112,7 +114,7 @@ def save_model(folder: Path, tokenizer: Any) -> None:
 
     logging.disable_progress_bar()
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**MODEL)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**{**MODEL, "vocab_size": vocab_size})).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

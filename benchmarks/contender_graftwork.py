@@ -16,9 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 WARM_UP = 3
+METHODS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "sft": ("NATIVE_SFT", {"dataset_name": "text_sft"}, 8),
+    "pretrain": ("NATIVE_PRETRAIN", {"dataset_name": "text"}, 2),
+}
+"""The trainer, its reader, and how many conversations or packed rows a step has."""
 
 
-def main(model: str, data: str, steps: int) -> dict[str, Any]:
+def main(model: str, data: str, steps: int, method: str = "sft") -> dict[str, Any]:
     """Trains ``steps`` steps after the warm-up and times each from the end of the one before it."""
     from graftwork import DataParams, ModelParams, RunConfig, TrainingParams, train
 
@@ -30,14 +35,16 @@ def main(model: str, data: str, steps: int) -> dict[str, Any]:
         ends.append(time.perf_counter())
         lines.append(metrics)
 
+    trainer, reader, batch_size = METHODS[method]
+    split = {"datasets": [{"dataset_path": data, **reader}], "max_length": 1024, "pack": method == "pretrain"}
     config = RunConfig(
         model=ModelParams(model_name=model),
-        data=DataParams(train={"datasets": [{"dataset_name": "text_sft", "dataset_path": data}], "max_length": 1024}),
+        data=DataParams(train=split),
         training=TrainingParams(
-            trainer_type="NATIVE_SFT",
+            trainer_type=trainer,
             output_dir=str(folder / "run"),
             max_steps=WARM_UP + steps,
-            per_device_train_batch_size=8,
+            per_device_train_batch_size=batch_size,
             mixed_precision_dtype="bf16",
             learning_rate=2e-5,
             save_steps=0,
@@ -46,6 +53,7 @@ def main(model: str, data: str, steps: int) -> dict[str, Any]:
         ),
     )
     train(config, listeners=[listen])
+    record = json.loads((folder / "run" / "run.json").read_text())
     shutil.rmtree(folder)
     times = [end - begin for begin, end in itertools.pairwise(ends)][WARM_UP - 1 :]
     measured = lines[WARM_UP:]
@@ -55,8 +63,9 @@ def main(model: str, data: str, steps: int) -> dict[str, Any]:
         "labels": [line["supervised_tokens"] for line in measured],
         "first_loss": lines[0]["loss"],
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "rss_before_bytes": record["before_model_bytes"],
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    print(json.dumps(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])))

@@ -147,9 +147,9 @@ def main() -> None:
     assets = prepare(options.folder / "dpo", options.data, options.tokenizer, PAIRS * (options.steps + WARM_UP))
     ours, peers = Results("graftwork native"), [Results(f"TRL, {name}") for name in settings]
     for number in range(options.rounds):
-        ours.add(measure("contender_dpo_graftwork.py", assets, options.steps))
+        ours.add(measure("contender_dpo_graftwork.py", assets.model, assets.data, options.steps))
         for name, result in zip(settings, peers, strict=True):
-            result.add(measure("contender_dpo_trl.py", assets, options.steps, name))
+            result.add(measure("contender_dpo_trl.py", assets.model, assets.data, options.steps, name))
         print(f"round {number + 1} of {options.rounds} done", file=sys.stderr, flush=True)
     print(table(ours, peers))
 

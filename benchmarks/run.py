@@ -5,7 +5,7 @@
 
 Every measurement is a fresh process; the contenders take turns within a round, so that a machine that drifts
 drifts for all. All have the same weights, conversations, labels (the assistant's tokens), bfloat16 autocast and
-AdamW; the loss of the first step is printed as the proof. Tokens are input tokens without padding; time is that
+AdamW (one loop is bfloat16 throughout); the loss of the first step is printed as the proof. Tokens are input tokens without padding; time is that
 of whole steps, data included, after three steps of warm-up; the figure is the median over all steps of all rounds.
 """
 
@@ -22,10 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from assets import MODEL, Assets, prepare
+from assets import MODEL, prepare
 from contender_trl import SETTINGS
 
 HERE = Path(__file__).parent
+PARTS = {"fine-tuning": None, "pretraining": "pretrain.py", "preferences": "dpo.py", "preparing": "prepare.py"}
+"""What is measured, and the script that does it; None is this one."""
 
 
 @dataclass
@@ -80,9 +82,9 @@ def gemm_rate() -> float:
     return 2 * 2048**3 / statistics.median(times[2:])
 
 
-def measure(script: str, assets: Assets, steps: int, *more: str) -> dict[str, Any]:
+def measure(script: str, model: Path, data: Path, steps: int, *more: str) -> dict[str, Any]:
     """One fresh process; its last line is its result."""
-    command = [sys.executable, str(HERE / script), str(assets.model), str(assets.data), str(steps), *more]
+    command = [sys.executable, str(HERE / script), str(model), str(data), str(steps), *more]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )
@@ -117,27 +119,33 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("graftwork-bench"))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--tokenizer", type=Path)
-    parser.add_argument("--only", choices=("training", "preparing"), help="one part; default: both")
+    parser.add_argument("--only", choices=PARTS, help="one part; default: all of them")
     options = parser.parse_args()
-    if options.only != "preparing":
-        training(options)
-    if options.only != "training":
-        print(flush=True)
-        subprocess.run([sys.executable, HERE / "prepare.py"], check=True)
+    for part, script in PARTS.items():
+        if options.only in (None, part):
+            print(f"\n{part}\n", flush=True)
+            if script is None:
+                fine_tuning(options)
+            else:
+                subprocess.run([sys.executable, HERE / script], check=True)
 
 
-def training(options: argparse.Namespace) -> None:
-    """The rows of training."""
+def fine_tuning(options: argparse.Namespace) -> None:
+    """The rows of supervised fine-tuning."""
     settings = [] if options.only_graftwork else [name for name in SETTINGS if name in options.settings.split(",")]
     assets = prepare(options.folder, options.data, options.tokenizer, conversations=8 * (options.steps + 8))
     ours, peers, gemms = Results("graftwork native"), [Results(f"TRL, {name}") for name in settings], []
+    loop = Results("a loop in pure bfloat16, padded")
     for number in range(options.rounds):
         gemms.append(gemm_rate())
-        ours.add(measure("contender_graftwork.py", assets, options.steps), assets.mean_context)
+        arguments = (assets.model, assets.data, options.steps)
+        ours.add(measure("contender_graftwork.py", *arguments), assets.mean_context)
+        if not options.only_graftwork:
+            loop.add(measure("contender_loop.py", *arguments), assets.mean_context)
         for name, result in zip(settings, peers, strict=True):
-            result.add(measure("contender_trl.py", assets, options.steps, name), assets.mean_context)
+            result.add(measure("contender_trl.py", *arguments, name), assets.mean_context)
         print(f"round {number + 1} of {options.rounds} done", file=sys.stderr, flush=True)
-    print(table(ours, peers, statistics.median(gemms)))
+    print(table(ours, [loop, *peers] if loop.speeds else peers, statistics.median(gemms)))
     print(f"\nbfloat16 GEMM: {statistics.median(gemms) / 1e9:,.0f} GFLOP/s on {os.cpu_count()} CPUs")
 
 
