@@ -115,6 +115,17 @@ def test_the_second_start_reads_the_same_samples(folder: Path, rows: Path, monke
     assert isinstance(second.datasets[0].input_ids.base, np.memmap)
 
 
+def test_held_out_rows_are_an_entry_of_their_own(folder: Path, rows: Path) -> None:
+    """The same file, tokenizer and options as the rows that are trained on."""
+    part = {"holdout": 0.4}
+    train, validation = (load(rows, dataset={**part, "holdout_part": name}) for name in ("train", "validation"))
+    again, other = (load(rows, dataset={**part, "holdout_part": "validation", "holdout_seed": seed}) for seed in (0, 1))
+    places = [{sample.where for sample in one.datasets[0]} for one in (train, validation, again, other)]
+    assert len(places[0]) + len(places[1]) == 20 and not places[0] & places[1]
+    assert places[1] == places[2] != places[3]
+    assert len(list(folder.iterdir())) == 3
+
+
 def test_steps_and_a_resumed_run_are_the_same_with_and_without(
     folder: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import os
 import random
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 
 from graftwork.config import DataParams
 from graftwork.data.conversations import to_conversation
-from graftwork.data.holdout import report_shared
+from graftwork.data.holdout import Part, report_shared
 from graftwork.data.names import look_up
 from graftwork.data.readers import OpenRequest, Row
 from graftwork.data.samples import Sample
@@ -175,3 +176,12 @@ def test_what_training_and_validation_share_is_said(caplog: pytest.LogCaptureFix
         "  v.jsonl:2: also in the training data (b.jsonl:2)",
         "  v.jsonl: rows 3 and 4: also in the training data (a.jsonl:2)",
     ]
+
+
+def test_a_part_of_what_nothing_is_known_by_is_not_kept_by_the_cache() -> None:
+    """A reader without files and revisions may give other rows at the next start."""
+    [params] = data_of(Path("nowhere.jsonl")).train.datasets
+    unknown: Any = SimpleNamespace(files=())
+    named: Any = SimpleNamespace(files=(), revisions={"a/b": "c0ffee"})
+    assert Part(unknown, params, lambda row: b"").revisions == {}
+    assert Part(named, params, lambda row: b"").revisions == {"a/b": "c0ffee", "nowhere.jsonl (holdout)": "train beside 0.2 by seed 0"}

@@ -48,8 +48,16 @@ class Part:
 
     @property
     def revisions(self) -> dict[str, str]:
+        """The source's, and which part this is: the other one has the same files, and is another dataset to the cache.
+
+        Empty where the source itself is known by nothing, so that nothing of it is kept.
+        """
+        params = self.params
         revisions: dict[str, str] = getattr(self.source, "revisions", {})
-        return revisions
+        if not revisions and not self.files:
+            return {}
+        part = f"{params.holdout_part} beside {params.holdout:g} by seed {params.holdout_seed}"
+        return {**revisions, f"{params.dataset_path or params.dataset_name} (holdout)": part}
 
     def rows(self, start: Position = START) -> Iterator[Row]:
         wanted = self.params.holdout_part == "validation"
