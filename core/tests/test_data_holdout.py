@@ -184,4 +184,5 @@ def test_a_part_of_what_nothing_is_known_by_is_not_kept_by_the_cache() -> None:
     unknown: Any = SimpleNamespace(files=())
     named: Any = SimpleNamespace(files=(), revisions={"a/b": "c0ffee"})
     assert Part(unknown, params, lambda row: b"").revisions == {}
-    assert Part(named, params, lambda row: b"").revisions == {"a/b": "c0ffee", "nowhere.jsonl (holdout)": "train beside 0.2 by seed 0"}
+    part = "train beside 0.2 by seed 0"
+    assert Part(named, params, lambda row: b"").revisions == {"a/b": "c0ffee", "nowhere.jsonl (holdout)": part}

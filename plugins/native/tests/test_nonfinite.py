@@ -100,6 +100,21 @@ def test_the_batch_is_left_out(
     assert [row["loss"] for row in rows] == [row["loss"] for row in toys.numbers(tmp_path / "clean")]
 
 
+def test_pairs_behind_a_left_out_batch_have_a_reference(toys: Any, tmp_path: Path, poisoned: Path) -> None:
+    """It is computed before the first step, for the rows that the steps would take if none were left out."""
+    asked = ["Z" if line == 3 else f"q{line}" for line in range(1, 9)]
+    rows = [{"prompt": question, "chosen": f"a{question}", "rejected": "b"} for question in asked]
+    runs = {"skipping": rows, "clean": rows[:2] + rows[4:]}
+    for name, pairs in runs.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+        data = {"train": {"datasets": [{"dataset_name": "preference_pairs_jsonl", "dataset_path": str(path)}]}}
+        options = {"trainer_type": "NATIVE_DPO", "trainer_kwargs": {"sample_count": 0}, "max_steps": 3}
+        train(configure(toys, tmp_path, poisoned, data, name, nonfinite_loss="skip", **options))
+    assert toys.numbers(tmp_path / "skipping")[-1]["skipped_batches"] == 1
+    assert toys.weights(tmp_path / "skipping") == toys.weights(tmp_path / "clean")
+
+
 def test_a_stopped_run_goes_on_with_skip(toys: Any, tmp_path: Path, poisoned: Path, data: Any) -> None:
     config = configure(toys, tmp_path, poisoned, data)
     with pytest.raises(RunError, match="step 3"):

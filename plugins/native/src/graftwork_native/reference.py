@@ -12,6 +12,7 @@ import logging
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +76,9 @@ def reference_of(
             )
         return AdapterReference(forward, start)
     table = Table.read(request.run.folder / FILE, fingerprint(config, forward))
-    fresh = request.resume_from is None
-    fill(table, rows, lambda: forward if fresh else forward_at_start(config, params.layout), world)
-    return CachedReference(table)
+    fresh, again = request.resume_from is None, partial(forward_at_start, config, params.layout)
+    fill(table, rows, lambda: forward if fresh else again(), world)
+    return CachedReference(table, again)
 
 
 def rows_ahead(loader: Loader, validation: IndexedLoader | None, steps: int) -> Iterator[Row]:
@@ -121,6 +122,10 @@ class Table:
         """Whether every pair of the row is in it."""
         return all(key in self.log_probs for key in keys_of(row))
 
+    def add(self, row: Row, forward: Forward) -> None:
+        """Computes the row's pairs."""
+        self.log_probs |= zip(keys_of(row), measured(forward, row).tolist(), strict=True)
+
     def of(self, row: Row) -> torch.Tensor:
         """[P, 2] float32."""
         return torch.tensor([self.log_probs[key] for key in keys_of(row)])
@@ -133,11 +138,16 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class CachedReference:
-    """A reference that is looked up."""
+    """A reference that is looked up. ``start`` makes the model as it was before the first step."""
 
     table: Table
+    start: Callable[[], Forward]
 
     def __call__(self, row: Row) -> torch.Tensor:
+        if not self.table.has(row):
+            # Batches that are left out (training.nonfinite_loss: skip) lead beyond the rows that were counted on.
+            logger.info("reference: %s, which no step was to reach, with the model of the start", ", ".join(row.wheres))
+            self.table.add(row, self.start())
         return self.table.of(row)
 
 
@@ -152,7 +162,7 @@ def fill(table: Table, rows: Iterable[Row], start: Callable[[], Forward], world:
         if table.has(row):
             continue
         forward = forward or start()
-        table.log_probs |= zip(keys_of(row), measured(forward, row).tolist(), strict=True)
+        table.add(row, forward)
         pairs += len(row.pairs or ())
         if world.is_main and time.perf_counter() - saved > SAVED_EVERY_S:
             table.write()
@@ -201,11 +211,12 @@ def fingerprints_of(params: ModelParams) -> list[str]:
 
 
 def forward_at_start(config: RunConfig, layout: Any) -> Forward:
-    """The model as it was before the first step, for a run that goes on and has lost its reference."""
-    # A base with fresh weights lies in no checkpoint: it is drawn again, as at the start
-    torch.manual_seed(config.training.seed)
-    model, _ = load_model(config, None)
-    return with_shared_prompts(plan_forward(model, precision.autocast_dtype(config, device_of(model)), layout))
+    """The model as it was before the first step, for rows that have no reference yet when steps have been taken."""
+    with torch.random.fork_rng():
+        # A base with fresh weights lies in no checkpoint: it is drawn again, as at the start
+        torch.manual_seed(config.training.seed)
+        model, _ = load_model(config, None)
+        return with_shared_prompts(plan_forward(model, precision.autocast_dtype(config, device_of(model)), layout))
 
 
 # Computed at every step
