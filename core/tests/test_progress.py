@@ -71,6 +71,12 @@ def test_time_left_is_counted_from_where_this_sitting_began(times: Any) -> None:
     assert stream.getvalue().splitlines()[1].endswith("16:20 left"), "490 steps of 2 s"
 
 
+def test_a_speed_that_nobody_measures_is_left_out() -> None:
+    stream = io.StringIO()
+    Progress(stream)(RUN, 1000, {name: value for name, value in STEP.items() if name != "tokens_per_s"})
+    assert stream.getvalue() == "step 1,000/1,000  loss 2.5000  lr 1.00e-04  0:00 left\n"
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3723, "1:02:03")])
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text

@@ -61,7 +61,8 @@ class TrainRequest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
     """What a run came to. ``metrics`` are the last ones of each name, ``model_path`` the final folder;
-    ``interrupted_by`` is the number of the signal that ended it early.
+    ``interrupted_by`` is the number of the signal that ended it early; ``generates`` says whether the final model
+    writes text, as one that judges it does not.
     """
 
     output_dir: Path
@@ -69,6 +70,7 @@ class TrainResult:
     step: int
     metrics: Mapping[str, float]
     interrupted_by: int | None = None
+    generates: bool = True
 
     @property
     def interrupted(self) -> bool:

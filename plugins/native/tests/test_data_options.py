@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork.cli import main
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pytest
 
 
@@ -59,3 +58,19 @@ def test_what_is_on_both_sides_is_said(
     said = capsys.readouterr().err
     assert "3 of 3 validation samples are in the training data as well, so eval_loss is partly" in said
     assert f"validation.jsonl:1: also in the training data ({train}:1)" in said or "rows 1, 2 and 3" in said
+
+
+def test_a_stream_is_accounted_for_at_the_end(
+    toys: Any, tmp_path: Path, llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the start nothing of it was read."""
+    rows = write_rows(tmp_path / "rows.jsonl", 8, bad=2)
+    with Path(rows).open("a") as file:
+        file.write(json.dumps({"prompt": "long " * 40, "completion": "a"}) + "\n")
+    train = {"datasets": [{"dataset_name": "text_sft", "dataset_path": rows}], "stream": True}
+    data = {"train": {**train, "max_rejected": 2, "max_length": 64, "over_long": "drop"}}
+    [account] = trained(toys, tmp_path, llama, data, training={"max_steps": 8})["data_train"]["datasets"]
+    assert (account["read"], account["used"], account["closed"]) == (11, 8, True)
+    assert account["rejected"][0]["places"] == [f"{rows}:9", f"{rows}:10"]
+    said = capsys.readouterr().out
+    assert f"rows     {rows}: 11 rows read, 8 used, 2 rejected, 1 dropped" in said

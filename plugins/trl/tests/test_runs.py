@@ -46,6 +46,35 @@ def stop_at(step: int, number: int) -> Any:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_the_command_shows_each_method(
+    toys: Any, tmp_path: Path, llama: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its line of progress as well, which is not there where a test calls the trainer itself."""
+    config = toys.config(tmp_path, llama, method, toys.data(tmp_path, method), training={"max_steps": 1})
+    (tmp_path / "run.yaml").write_text(config.to_yaml())
+    assert main(["train", "-c", str(tmp_path / "run.yaml")]) == 0
+    said = capsys.readouterr()
+    assert "step 1/1  loss" in said.err
+    assert ("tokens/s" in said.err) == (method != "TRL_GRPO")
+    assert f"model    {tmp_path / 'run' / 'final'}" in said.out
+    assert ("graft generate" in said.out) == (method != "TRL_RM"), "a reward model writes no text"
+
+
+def test_a_stream_is_accounted_for_at_the_end(
+    toys: Any, tmp_path: Path, llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = toys.data(tmp_path, "TRL_SFT", stream=True, max_rejected=1)
+    rows = tmp_path / "TRL_SFT.jsonl"
+    rows.write_text(rows.read_text() + '{"prompt": "alone"}\n')
+    config = toys.config(tmp_path, llama, "TRL_SFT", data, training={"max_steps": 8})
+    (tmp_path / "run.yaml").write_text(config.to_yaml())
+    assert main(["train", "-c", str(tmp_path / "run.yaml")]) == 0
+    [account] = json.loads((tmp_path / "run" / "run.json").read_text())["data_train"]["datasets"]
+    assert (account["read"], account["used"], account["closed"]) == (13, 12, True)
+    assert f"rows     {rows}: 13 rows read, 12 used, 1 rejected" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_stopped_run_goes_on_to_the_same_numbers(
     toys: Any, tmp_path: Path, llama: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

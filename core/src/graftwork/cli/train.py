@@ -61,11 +61,26 @@ def summary(result: TrainResult) -> list[str]:
         lines[0] += f", held-out loss {result.metrics['eval_loss']:.4f}"
     if skipped := result.metrics.get("skipped_batches"):
         lines[0] += f", {skipped:,.0f} batches without a finite loss left out"
-    lines += memory_line(result)
+    lines += [*data_lines(result), *memory_line(result)]
     lines.append(f"report   {result.output_dir / 'report.html'}")
     if result.model_path:
         lines.append(f"model    {result.model_path}")
+    if result.model_path and result.generates:
         lines.append(f"next     graft generate {result.model_path} --prompt '...'")
+    return lines
+
+
+def data_lines(result: TrainResult) -> list[str]:
+    """What became of the rows of each dataset of which some were left out or cut."""
+    from graftwork.data.account import Account
+    from graftwork.runs.reading import lookup, read_run
+
+    lines = []
+    for counted in lookup(read_run(result.output_dir).info, "data_train.datasets") or ():
+        account = Account(counted["name"])
+        account.load_plain(counted)
+        if account.left_out:
+            lines.append(f"rows     {next(account.lines())}")
     return lines
 
 

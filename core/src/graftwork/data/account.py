@@ -146,9 +146,14 @@ class Account:
             raise DataError(f"{self.name}: {self._why_none()}; there is nothing to train on")
         self.log()
 
+    @property
+    def left_out(self) -> bool:
+        """Whether a row, or a part of one, is not used."""
+        return self.used < self.read or bool(self.truncated)
+
     def log(self) -> None:
         """One line for what was read, and a warning for each reason that left something out."""
-        if self.used == self.read and not self.truncated:
+        if not self.left_out:
             logger.info("%s: %s rows read and used", self.name, f"{self.read:,}")
             return
         for line in self.lines():

@@ -41,9 +41,11 @@ class Progress:
     def _line(self, step: int, total: int, metrics: Mapping[str, float], now: float) -> str:
         first, begin = self.began or (0, now)
         remaining_s = (now - begin) / max(1, step - first) * (total - step)
+        # A trainer that draws its samples itself measures no speed of the data's tokens.
+        speed = f"{metrics['tokens_per_s']:,.0f} tokens/s  " if "tokens_per_s" in metrics else ""
         return (
             f"step {step:,}/{total:,}  loss {metrics['loss']:.4f}  lr {metrics['learning_rate']:.2e}  "
-            f"{metrics['tokens_per_s']:,.0f} tokens/s  {clock(remaining_s)} left"
+            f"{speed}{clock(remaining_s)} left"
         )
 
     def _write(self, text: str, *, lasting: bool) -> None:

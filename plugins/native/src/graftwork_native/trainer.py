@@ -19,6 +19,7 @@ from peft import PeftModel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from graftwork.adapters.final import final_models
+from graftwork.data.loader import describe
 from graftwork.errors import RunError
 from graftwork.files import complete_folder
 from graftwork.registry import get_registry
@@ -381,6 +382,8 @@ class NativeTrainer:
         return None
 
     def _result(self, path: Path | None, *, interrupted_by: int | None = None) -> TrainResult:
+        # Of a stream the start knew nothing: its rows were read on the way.
+        self.run.update(data_train=describe(self.parts.loader))
         return TrainResult(
             output_dir=self.run.folder,
             model_path=path,

@@ -233,12 +233,15 @@ class TrlTrainer:
         return path
 
     def _result(self, path: Path | None, *, interrupted_by: int | None = None) -> TrainResult:
+        if self.session.data:  # of a stream the start knew nothing: its rows were read on the way
+            self.request.run.update(data_train=describe(self.session.data.train))
         return TrainResult(
             output_dir=self.request.run.folder,
             model_path=path,
             step=self.trainer.state.global_step,
             metrics={**self.session.last, "total_tokens": self.session.state.tokens},
             interrupted_by=interrupted_by,
+            generates=self.method.batch != "reward",
         )
 
 
