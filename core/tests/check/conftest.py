@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 PLUGIN = """
 from graftwork import hookimpl
-from graftwork.specs import OptimizerSpec, TrainerSpec
+from graftwork.specs import TrainerSpec
 
 
 def _forecast(request):
@@ -37,11 +37,6 @@ def graftwork_trainers():
         TrainerSpec(name="TOY", schemas=("chat", "text"), build=_build, forecast=_forecast),
         TrainerSpec(name="SILENT", schemas=("chat",), build=_build, ignored_fields=("training.optimizer",)),
     ]
-
-
-@hookimpl
-def graftwork_optimizers():
-    return [OptimizerSpec(name="adamw", build=_build)]
 """
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"
