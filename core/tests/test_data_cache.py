@@ -421,3 +421,50 @@ def test_one_process_at_a_time_makes_an_entry(tmp_path: Path, caplog: pytest.Log
     assert waited > 0.2
     assert caplog.messages == ["another process prepares the same samples: waiting for it"]
     assert not list(entry.parent.iterdir()), "no lock is left behind"
+
+
+LOADER = """
+import hashlib, json, logging, sys
+from transformers import PreTrainedTokenizerFast
+from graftwork.config import DatasetSplitParams
+from graftwork.data.loader import LoadRequest, load_split
+logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+tokenizer = PreTrainedTokenizerFast.from_pretrained(sys.argv[1])
+split = DatasetSplitParams(datasets=[{"dataset_name": "text_sft", "dataset_path": sys.argv[2]}])
+request = LoadRequest(split=split, tokenizer=tokenizer, max_length=100, stop_ids=frozenset({tokenizer.eos_token_id}),
+    seed=1, batch_size=1)
+print("ready", flush=True)
+sys.stdin.readline()
+[samples] = load_split(request).datasets
+digest = hashlib.sha256(samples.input_ids.tobytes() + samples.trained.tobytes() + samples.where.tobytes())
+print(json.dumps([len(samples), digest.hexdigest()]))
+"""
+
+
+def test_two_processes_that_want_the_same_entry_both_get_it(folder: Path, rows: Path, tmp_path: Path) -> None:
+    write_rows(rows, 2000)
+    make_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    command = [sys.executable, "-c", LOADER, str(tmp_path / "tokenizer"), str(rows)]
+    pipe: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pair = [subprocess.Popen(command, **pipe) for _ in range(2)]
+    try:
+        for process in pair:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in pair:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        said = [process.communicate(timeout=100) for process in pair]
+    finally:
+        for process in pair:
+            process.kill()
+    found = [json.loads(output) for output, _ in said]
+    assert [process.returncode for process in pair] == [0, 0]
+    assert found[0] == found[1]
+    assert found[0][0] == 2000
+    assert len(entries(folder)) == 1
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+    logs = [errors for _, errors in said]
+    # Whoever came second read what the first had made.
+    assert sum("prepared before, read from" in log for log in logs) == 1, logs

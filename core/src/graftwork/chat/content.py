@@ -50,7 +50,7 @@ def foreign_tokens(
 
     Raises :class:`DataError` where that cannot be told.
     """
-    expected = _expected(template, variables, vocabulary)
+    expected = control_tokens_of(template, variables, vocabulary)
     if expected is not None and vocabulary.pattern.findall(text) == expected:
         return []
     if expected is None:
@@ -121,7 +121,9 @@ def masked_text(value: str, vocabulary: Vocabulary) -> str:
 # How the template would write the like
 
 
-def _expected(template: TemplateSource, variables: Mapping[str, Any], vocabulary: Vocabulary) -> list[str] | None:
+def control_tokens_of(
+    template: TemplateSource, variables: Mapping[str, Any], vocabulary: Vocabulary
+) -> list[str] | None:
     """The control tokens that the template writes for such a conversation; None where the texts have some of their
     own, or where it refuses neutral ones.
     """

@@ -183,7 +183,7 @@ def write_chat(
         )
     found = template_of(template, tokenizer)
     rows = plain_messages(messages)
-    names = {**_own_names(found, tokenizer), "tools": None, "add_generation_prompt": False, **variables}
+    names = {**own_names(found, tokenizer), "tools": None, "add_generation_prompt": False, **variables}
     require_place_for_tools(found, rows, names)
     write = _in_parts if found.encoding == "parts" else _whole
     written = write(found, rows, names, tokenizer, special_tokens_in_content)
@@ -193,7 +193,7 @@ def write_chat(
 
 def with_mask(written: Written, tokenizer: Any, train_target: TrainTarget | str) -> EncodedChat:
     """The tokens with the mask of the assistant's turns."""
-    spans = [] if _writes_no_answer(written) else _marked(written.text, written.blocks)
+    spans = [] if _writes_no_answer(written) else marked_spans(written.text, written.blocks)
     if spans is None:
         spans = spans_by_prefixes(
             written.template,
@@ -204,7 +204,7 @@ def with_mask(written: Written, tokenizer: Any, train_target: TrainTarget | str)
             lambda part: _encode_like(written, part, vocabulary_of(tokenizer)),
         )
     _require_single_bos(written.tokens.ids, tokenizer)
-    return _encoded(written.text, written.tokens, _wanted(spans, train_target))
+    return _encoded(written.text, written.tokens, wanted_spans(spans, train_target))
 
 
 def check_turns(encoded: EncodedChat, stop_ids: Collection[int], tokenizer: Any = None) -> EncodedChat:
@@ -253,7 +253,7 @@ def prompt_mismatch(
 # Text to tokens
 
 
-def _own_names(found: TemplateSource, tokenizer: Any) -> dict[str, str]:
+def own_names(found: TemplateSource, tokenizer: Any) -> dict[str, str]:
     """The special tokens of ``tokenizer`` as variables. Parts need no tokenizer of transformers, which takes seconds
     to build from some files: one of ours tells its roles itself.
     """
@@ -318,7 +318,7 @@ def _writes_no_answer(written: Written) -> bool:
     return bool(written.blocks) and not any(text for _, text in written.blocks) and not said
 
 
-def _marked(text: str, blocks: list[tuple[int, str]]) -> list[Span] | None:
+def marked_spans(text: str, blocks: list[tuple[int, str]]) -> list[Span] | None:
     """Character spans of the ``{% generation %}`` blocks, adjacent ones as one; None where they are not to be had."""
     spans: list[Span] = []
     for start, block in blocks:
@@ -332,7 +332,7 @@ def _marked(text: str, blocks: list[tuple[int, str]]) -> list[Span] | None:
     return spans or None
 
 
-def _wanted(spans: list[Span], train_target: str) -> list[Span]:
+def wanted_spans(spans: list[Span], train_target: str) -> list[Span]:
     if train_target == "all_assistant_turns":
         return spans
     if train_target == "final_assistant_turn":

@@ -67,7 +67,7 @@ def render(
 ) -> tuple[str, list[tuple[int, str]]]:
     """The text and the ``{% generation %}`` blocks; what goes wrong is raised as an error for the user."""
     with _told(template, messages):
-        return sandbox.render(template.source, _names(messages, variables))
+        return sandbox.render(template.source, given_names(messages, variables))
 
 
 def trace(
@@ -75,10 +75,11 @@ def trace(
 ) -> tuple[str, Rendering]:
     """As :func:`render`, with the pieces that the text was written in, and for which message."""
     with _told(template, messages):
-        return sandbox.trace(template.source, _names(messages, variables))
+        return sandbox.trace(template.source, given_names(messages, variables))
 
 
-def _names(messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> dict[str, Any]:
+def given_names(messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a template is given, as plain data."""
     return {"documents": None, **_plain(variables), "messages": messages}
 
 

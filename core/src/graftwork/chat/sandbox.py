@@ -45,7 +45,7 @@ class _Generation(Extension):
         return text
 
 
-class _PlainNamespace(Namespace):
+class PlainNamespace(Namespace):
     """Jinja's ``namespace`` without underscore names, which lead out of the sandbox."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
@@ -60,7 +60,7 @@ class _PlainNamespace(Namespace):
         super().__setitem__(name, value)
 
 
-class _Environment(ImmutableSandboxedEnvironment):
+class Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> Any:
@@ -84,7 +84,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call(__context, __obj, *args, **kwargs)
 
 
-class _TracedEnvironment(_Environment):
+class _TracedEnvironment(Environment):
     """Notes every output and every item of a loop as it comes."""
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> Any:
@@ -101,17 +101,20 @@ def render(source: str, variables: Mapping[str, Any]) -> tuple[str, list[tuple[i
     A block whose output a macro or a filter held back does not lie where it is said to: the caller compares.
     Raises what Jinja raises, and :class:`~graftwork.chat.limits.TemplateLimitError`.
     """
-    text, rendering = _rendered(compiled(source), variables)
+    text, rendering = rendered(compiled(source), variables)
     return text, rendering.spans
 
 
 def trace(source: str, variables: Mapping[str, Any]) -> tuple[str, limits.Rendering]:
     """As :func:`render`, with all that a traced rendering notes."""
-    return _rendered(compiled(source, traced=True), variables)
+    return rendered(compiled(source, traced=True), variables)
 
 
-def _rendered(template: jinja2.Template, variables: Mapping[str, Any]) -> tuple[str, limits.Rendering]:
-    rendering = limits.Rendering()
+def rendered(
+    template: jinja2.Template, variables: Mapping[str, Any], rendering: limits.Rendering | None = None
+) -> tuple[str, limits.Rendering]:
+    """The text, and what was noted in ``rendering``."""
+    rendering = rendering or limits.Rendering()
     token = limits.CURRENT.set(rendering)
     pieces = []
     try:
@@ -146,11 +149,18 @@ def compiled(source: str, traced: bool = False) -> jinja2.Template:
 
 
 @lru_cache(maxsize=2)
-def _environment(traced: bool) -> _Environment:
-    kind = _TracedEnvironment if traced else _Environment
-    environment = kind(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=limits.emitted
-    )
+def _environment(traced: bool) -> Environment:
+    kind = _TracedEnvironment if traced else Environment
+    environment = kind(**SETTINGS, finalize=limits.emitted)
+    furnish(environment)
+    return environment
+
+
+SETTINGS: Mapping[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "extensions": (_Generation, loopcontrols)}
+
+
+def furnish(environment: Environment) -> None:
+    """Gives the environment the filters and globals that templates are written against, each within its limits."""
     environment.filters = {name: limits.guarded(name, function) for name, function in environment.filters.items()}
     environment.filters["tojson"] = limits.guarded("tojson", _tojson)
     environment.filters["from_json"] = limits.guarded("from_json", _from_json)
@@ -161,9 +171,8 @@ def _environment(traced: bool) -> _Environment:
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = strftime_now
     environment.globals["dict"] = _plain_dict
-    environment.globals["namespace"] = _PlainNamespace
+    environment.globals["namespace"] = PlainNamespace
     del environment.globals["lipsum"]  # text of any length
-    return environment
 
 
 def _measure_concats(tree: Any) -> Any:

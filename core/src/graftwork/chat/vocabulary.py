@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from graftwork.chat.pieces import PieceEncoder, piece_encoder
-from graftwork.errors import UsageError
+from graftwork.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -77,7 +77,10 @@ class Vocabulary:
 
     def encode(self, text: str) -> Tokens:
         """The ids of ``text`` as transformers gives them: nothing added, padded or truncated."""
-        return _tokens(self.backend, text) if self._pieces is None else self._pieces.encode(text)
+        try:
+            return _tokens(self.backend, text) if self._pieces is None else self._pieces.encode(text)
+        except TypeError:
+            raise DataError(half_a_character(text)) from None
 
     def remember_pieces(self) -> None:
         """Encodes from now on with what comes again in memory, where that gives the same: for many texts."""
@@ -130,6 +133,18 @@ class Vocabulary:
     def _renamed(self) -> dict[int, int]:
         """The ids of those tokens, which :attr:`_plain` numbers anew."""
         return {self._plain.token_to_id(token.content): index for index, token in self._others.items()}
+
+
+def half_a_character(text: str) -> str:
+    """What to say of a text that a tokenizer does not take for one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return (
+            f"the text has {text[error.start]!r} behind {text[max(0, error.start - 20) : error.start]!r}: half of a "
+            "surrogate pair, which is no character; mend the text, or leave the row out"
+        )
+    return f"the tokenizer refuses the text {text[:40]!r}; mend it, or leave the row out"
 
 
 _KNOWN: WeakKeyDictionary[Any, Vocabulary] = WeakKeyDictionary()

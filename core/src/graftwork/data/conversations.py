@@ -36,6 +36,8 @@ ROLES = {
     "function": "tool",
 }
 """Who speaks, under ShareGPT's, LLaMA-Factory's and OpenAI's names."""
+PLAIN_ROLES = ("user", "assistant", "system")
+"""Roles that nothing but a text comes with."""
 CALL = "function_call"
 """ShareGPT's speaker of a tool call, and the key of OpenAI's older one."""
 
@@ -53,6 +55,38 @@ def to_conversation(row: Row, messages_field: str = "messages") -> Conversation:
     if not conversation.filter_messages(Role.ASSISTANT):
         raise DataError(f"{where}: no turn has the role assistant, so there is nothing to learn; remove the row")
     return conversation
+
+
+def plain_turns(row: Row, messages_field: str = "messages") -> tuple[tuple[str, ...], list[str]] | None:
+    """The roles and the texts of a row that is a list of messages and nothing else that a conversation is made of;
+    None is any other row, right or wrong, for :func:`to_conversation` and :func:`tools_of`.
+    """
+    data = row.data
+    turns = data.get(messages_field) if type(data) is dict else None
+    if type(turns) is not list or data.get("system") or data.get("tools"):
+        return None
+    roles, texts = [], []
+    for turn in turns:
+        if type(turn) is not dict or len(turn) != 2:
+            return None
+        role, text = turn.get("role"), turn.get("content")
+        if type(role) is not str or role not in PLAIN_ROLES or type(text) is not str:
+            return None
+        roles.append(role)
+        texts.append(text)
+    return tuple(roles), texts
+
+
+def texts_of(conversation: Conversation) -> tuple[tuple[str, ...], list[str]] | None:
+    """The roles and the texts of a conversation that has nothing else; None of any other."""
+    roles, texts = [], []
+    for message in conversation.messages:
+        more = message.name is not None or message.tool_calls is not None or message.tool_call_id is not None
+        if more or not isinstance(message.content, str):
+            return None
+        roles.append(str(message.role))
+        texts.append(message.content)
+    return tuple(roles), texts
 
 
 def messages_of(data: Mapping[str, Any], where: str, messages_field: str = "messages") -> list[Message] | None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graftwork.data.conversations import to_conversation, tools_of
+from graftwork.chat.vocabulary import half_a_character
+from graftwork.data.conversations import plain_turns, texts_of, to_conversation, tools_of
 from graftwork.data.readers import Row
 from graftwork.errors import DataError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from graftwork.chat import EncodedChat
+    from graftwork.chat.moulds import Moulds
     from graftwork.config import DatasetSplitParams
     from graftwork.messages import Conversation
 
@@ -86,7 +88,11 @@ def text_encoder(tokenizer: PreTrainedTokenizerFast, text_field: str) -> Encode:
             raise DataError(
                 f"{row.where}: no text in field {text_field!r}; fields: {known}; set dataset_kwargs.text_field"
             )
-        ids = [*bos, *tokenizer(text, add_special_tokens=False, verbose=False).input_ids, tokenizer.eos_token_id]
+        try:
+            inner = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        except (TypeError, ValueError):
+            raise DataError(f"{row.where}: {half_a_character(text)}") from None
+        ids = [*bos, *inner, tokenizer.eos_token_id]
         return Sample(np.asarray(ids, np.int32), np.ones(len(ids), np.bool_), row.where)
 
     return encode
@@ -113,9 +119,41 @@ class ChatEncoder:
     variables: Mapping[str, Any]
     special_tokens_in_content: str = "error"
     asked: bool = False  # the generation prompt is tried on the first conversation
+    _moulds: Moulds | None = None
 
     def __call__(self, row: Row) -> Sample:
-        return self.encode(row, self.conversation(row))
+        if not self.asked:
+            return self.encode(row, self.conversation(row))
+        turns, conversation = plain_turns(row, self.messages_field), None
+        if turns is None:
+            conversation = self.conversation(row)
+            turns = None if row.data.get("tools") else texts_of(conversation)
+        sample = None if turns is None else self.poured(row, *turns)
+        return self.encode(row, conversation or self.conversation(row)) if sample is None else sample
+
+    def poured(self, row: Row, roles: tuple[str, ...], texts: Sequence[str]) -> Sample | None:
+        """The sample that :meth:`encode` would make, sooner; None where that is to make it."""
+        moulds = self._moulds = self._moulds or self._all_moulds()
+        poured = moulds and moulds.encode(roles, texts)
+        if not poured:
+            return None
+        trained = np.zeros(len(poured.input_ids), np.bool_)
+        for start, end in poured.trained:
+            trained[start:end] = True
+        return Sample(np.array(poured.input_ids, np.int32), trained, row.where)
+
+    def _all_moulds(self) -> Moulds | None:
+        from graftwork.chat.moulds import Moulds
+
+        if not hasattr(self.tokenizer, "backend_tokenizer"):
+            return None
+        return Moulds(
+            self.tokenizer,
+            train_target=self.train_target,
+            special_tokens_in_content=self.special_tokens_in_content,
+            stop_ids=self.stop_ids,
+            variables={**self.variables, "tools": None},
+        )
 
     def shorten(self, row: Row, max_length: int) -> Sample:
         """The row with whole turns left out, else with its first answer cut; see :mod:`graftwork.data.truncate`."""
