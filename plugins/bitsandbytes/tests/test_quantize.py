@@ -123,6 +123,16 @@ def test_evaluating_in_between_changes_no_gradient(folder: Path) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_8_bits_compute_in_evaluation_as_in_training(folder: Path) -> None:
+    """On a CPU bitsandbytes itself rounds the inputs only in evaluation."""
+    ids = torch.arange(2, 34).view(2, 16)
+    model = build(folder, q_lora_bits=8)
+    with torch.no_grad():
+        training, evaluation = model.train()(ids).logits, model.eval()(ids).logits
+    assert torch.equal(training, evaluation)
+    assert not model.training
+
+
 @pytest.mark.skipif(not has_avx512bf16(), reason="only a CPU with AVX512-BF16 packs the weights")
 def test_packing_them_would_change_the_gradients(folder: Path) -> None:
     """What the plugin guards against is still there: when this fails, the guard can go."""

@@ -71,6 +71,23 @@ def test_evaluating_in_between_changes_no_step(
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
+@pytest.mark.parametrize("kind", ["nested", "8 bits"])
+def test_an_adapter_switched_off_is_the_cached_reference(toys: Any, tmp_path: Path, llama: Path, kind: str) -> None:
+    """On a quantized base: what is kept before the first step, and what it gives without its adapter at each."""
+    pairs = {"dataset_name": "preference_pairs_jsonl", "dataset_path": str(toys.pairs(tmp_path / "pairs.jsonl"))}
+    found = []
+    for reference in ("cached", "adapter"):
+        options = {"trainer_kwargs": {"sample_count": 0, "reference": reference}, "trainer_type": "NATIVE_DPO"}
+        data = {"train": {"datasets": [pairs]}}
+        run = run_here(toys, tmp_path, llama, data, reference, training=options, peft=KINDS[kind])
+        names = ("loss", "rewards/chosen", "rewards/rejected", "logps/chosen", "grad_norm")
+        found.append([[row[name] for name in names] for row in toys.metrics(run)])
+    assert found[0][0][0] == pytest.approx(0.6931, abs=1e-4)
+    assert abs(found[0][-1][1]) > 1e-3, "the adapter has moved away from its base"
+    for one, other in zip(*found, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+
+
 def dequantized(layer: Any) -> nn.Linear:
     import bitsandbytes.functional as bnb
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from bitsandbytes import nn as bnb
@@ -50,10 +50,11 @@ def quantize(model: Any, params: EightBitParams) -> Any:
     use_pieces()
     for parent, name, layer in list(_linears(model, params)):
         made = _four_bit(layer, params) if isinstance(params, FourBitParams) else _eight_bit(layer)
-        setattr(parent, name, made.train(layer.training))  # 8-bit layers compute otherwise in evaluation
+        setattr(parent, name, made.train(layer.training))
     kind = "4bit" if isinstance(params, FourBitParams) else "8bit"
     setattr(model, f"is_loaded_in_{kind}", True)  # what PEFT chooses its LoRA layers by
     never_pack(model)
+    compute_alike(model)
     return model
 
 
@@ -67,6 +68,27 @@ def never_pack(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, bnb.Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+class Linear8bit(bnb.Linear8bitLt):  # type: ignore[misc]  # bitsandbytes is not typed
+    """An 8-bit layer that computes in evaluation as it does in training.
+
+    On a CPU bitsandbytes 0.50 multiplies by the dequantized weights in training (``autograd/_functions.py``,
+    ``matmul``) and rounds the inputs to 8 bits as well in evaluation: another loss for the same weights, and a DPO
+    reference that its own model did not agree with before the first step. On a GPU there is no difference.
+    """
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(True)  # whatever is asked for
+        return self
+
+
+def compute_alike(model: nn.Module) -> None:
+    """Makes every 8-bit layer a :class:`Linear8bit`."""
+    for module in model.modules():
+        if type(module) is bnb.Linear8bitLt:
+            module.__class__ = Linear8bit
+            module.train()
 
 
 def _linears(model: Any, params: EightBitParams) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
