@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from graftwork.config import GenerationParams, ModelParams
 from graftwork.errors import ModelError, UnknownNameError
@@ -44,6 +44,14 @@ def test_a_folder_by_name_or_params(tmp_path):
     assert not loaded.model.training
     assert load_model(ModelParams(model_name=str(folder), torch_dtype="bfloat16")).model.dtype == torch.bfloat16
     assert load_model(str(folder), torch_dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_a_reward_model_writes_no_text(tmp_path):
+    folder = save_model(tmp_path / "model")
+    LlamaForSequenceClassification(LlamaConfig.from_pretrained(folder, num_labels=1)).save_pretrained(folder)
+    words = r"model is a LlamaForSequenceClassification, which writes no text: .*AutoModelForSequenceClassification"
+    with pytest.raises(ModelError, match=words):
+        load_model(str(folder))
 
 
 def test_a_run_folder_means_its_final_model(tmp_path, monkeypatch):

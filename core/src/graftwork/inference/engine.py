@@ -118,6 +118,11 @@ def load_model(model: str | ModelParams, **changes: Any) -> LoadedModel:
     params = _params(model, changes)
     tokenizer = build_tokenizer(params)
     built = build_model(params)
+    if not getattr(built, "can_generate", lambda: True)():
+        raise ModelError(
+            f"{params.model_name} is a {type(built).__name__}, which writes no text: give a language model. One that "
+            "judges text, as a reward model does, is loaded with transformers (AutoModelForSequenceClassification)"
+        )
     built.eval()
     return loaded_model(built, tokenizer, params, family=family_of(built, params.family))
 
