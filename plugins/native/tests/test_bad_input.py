@@ -129,7 +129,7 @@ def test_text_in_another_field(toys: Any, tmp_path: Path, llama: Path, capsys: p
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.trainer_type=NATIVE_PRETRAIN", "NATIVE_PRETRAIN takes text; change one of the two"),
+        ("training.trainer_type=NATIVE_PRETRAIN", "NATIVE_PRETRAIN takes text; chat rows are for NATIVE, NATIVE_SFT"),
         ("training.num_train_epochs=2", "training.max_steps"),
         ("training.mixed_precision_dtype=fp16", "fp16"),
         ("training.eval_strategy=steps", "there is nothing to evaluate on"),

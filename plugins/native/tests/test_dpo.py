@@ -252,9 +252,21 @@ def test_a_run_goes_on_to_the_bit(
 # Data
 
 
-def test_pairs_are_for_the_trainer_of_pairs(toys: Any, tmp_path: Path, llama: Path, data: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"gives preference rows, and the trainer NATIVE_SFT takes chat"):
-        run(toys, tmp_path, llama, data, training={"trainer_type": "NATIVE_SFT"})
+@pytest.mark.parametrize("name", ["NATIVE", "NATIVE_SFT"])
+def test_pairs_are_for_the_trainer_of_pairs(
+    toys: Any, tmp_path: Path, llama: Path, data: dict[str, Any], name: str
+) -> None:
+    """NATIVE goes by the data, but a reference and a beta are not its own."""
+    with pytest.raises(UsageError, match=rf"trainer {name} takes .*chat; preference rows are for NATIVE_DPO"):
+        run(toys, tmp_path, llama, data, training={"trainer_type": name})
+
+
+def test_pairs_that_are_known_by_their_rows_only(toys: Any, tmp_path: Path, llama: Path) -> None:
+    toys.pairs(tmp_path / "pairs.jsonl")
+    dataset = {"dataset_name": "huggingface", "dataset_path": str(tmp_path)}
+    words = r"NATIVE trains on text or chat data, but data.train holds preference; preference rows are for NATIVE_DPO"
+    with pytest.raises(UsageError, match=words):
+        run(toys, tmp_path, llama, {"train": {"datasets": [dataset]}}, training={"trainer_type": "NATIVE"})
 
 
 def test_pairs_that_are_too_long_are_cut_in_their_answers(

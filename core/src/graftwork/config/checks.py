@@ -187,17 +187,21 @@ def _check_schemas(config: RunConfig) -> Iterator[Problem]:
             if trainer and schema and schema not in trainer.schemas:
                 text = (
                     f"gives {schema} rows, and the trainer {config.training.trainer_type} takes "
-                    f"{' or '.join(trainer.schemas)}; {_remedy(schema)}"
+                    f"{' or '.join(trainer.schemas)}; {trainers_of(schema)}"
                 )
                 path = ("data", name, "datasets", index, "dataset_name")
                 related = (("training", "trainer_type"),)
                 yield Problem(path=path, value=dataset.dataset_name, text=text, related=related)
 
 
-def _remedy(schema: str) -> str:
-    """What to do where the trainer does not take such rows."""
-    if any(schema in trainer.schemas for trainer in get_registry().trainers.values()):
-        return "change one of the two"
+def trainers_of(schema: str) -> str:
+    """What to do where the trainer does not take such rows: the installed ones that do, as the end of a sentence."""
+    trainers = get_registry().trainers
+    takers = [name for name in trainers if schema in trainers[name].schemas]
+    if takers:
+        return (
+            f"{schema} rows are for {', '.join(takers)}: set training.trainer_type to one of them, or give other data"
+        )
     return f"no installed plugin has a trainer for {schema} rows yet, which can only be read"
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from graftwork.builders import build_tokenizer
 from graftwork.builders.family import family_of_params
 from graftwork.builders.optimizers import parameter_groups
+from graftwork.config.checks import trainers_of
 from graftwork.data.holdout import report_shared
 from graftwork.data.indexed import IndexedLoader
 from graftwork.data.loader import Loader, LoadRequest, describe, load_indexed, load_split, schema_of
@@ -164,13 +165,15 @@ def objective_of(
 
 
 def check_schema(config: RunConfig) -> None:
-    """The data must be of a kind that the trainer learns from; NATIVE takes all."""
+    """The data must be of a kind that the trainer learns from. What rows are is often known from their names before;
+    those of a set on the Hub have to be looked at.
+    """
     spec = get_registry().trainers[config.training.trainer_type]
     schema = schema_of(config.data.train)
     if schema not in spec.schemas:
         raise UsageError(
             f"training.trainer_type: {spec.name} trains on {' or '.join(spec.schemas)} data, but data.train holds "
-            f"{schema}; use NATIVE, which goes by the data"
+            f"{schema}; {trainers_of(schema)}"
         )
 
 
