@@ -73,6 +73,12 @@ class Plugin:
         return self.state == "active"
 
     @property
+    def package(self) -> str:
+        """The package that its entry module lies in, or the module where it lies in none."""
+        module = "" if self.entry_point is None else self.entry_point.module
+        return module.rpartition(".")[0] or module
+
+    @property
     def source(self) -> str:
         """The plugin with its distribution, as messages name it."""
         return f"{self.name} ({self.distribution} {self.version})"

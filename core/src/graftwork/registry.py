@@ -118,6 +118,11 @@ class Registry:
         return tuple(self.state_of(plugin) for plugin in self._plugins)
 
     @property
+    def packages(self) -> tuple[str, ...]:
+        """The packages that the entry modules of active plugins lie in."""
+        return tuple(plugin.package for plugin in self._plugins if plugin.active)
+
+    @property
     def clashes(self) -> tuple[str, ...]:
         """One message for each name that two plugins declare."""
         self._declare_all()

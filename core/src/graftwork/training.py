@@ -17,6 +17,7 @@ from graftwork.config import check_config, plugin_params
 from graftwork.errors import RunError, UsageError
 from graftwork.launch import Place
 from graftwork.launch.batch import describe_batch, forgive_accumulation, keep_global_batch
+from graftwork.notices import own_loggers
 from graftwork.registry import get_registry
 from graftwork.runs.checkpoints import as_json, newest_whole, read_seal, require_whole, set_aside_newer
 from graftwork.runs.follower import Follower
@@ -139,14 +140,14 @@ def carry_out(spec: TrainerSpec, request: TrainRequest, data: Mapping[str, Any])
 
 
 def set_log_levels(config: RunConfig, place: Place) -> None:
-    """``log_level`` for graftwork's own notices (``graft --debug`` has the last word), ``dep_log_level`` for those of
-    the libraries below it. Of several processes the first one speaks for all.
+    """``log_level`` for the notices of graftwork and its plugins (``graft --debug`` has the last word),
+    ``dep_log_level`` for those of the libraries below it. Of several processes the first one speaks for all.
     """
     if not place.is_main:
         logging.disable(logging.WARNING)
-    own = logging.getLogger("graftwork")
-    if own.level != logging.DEBUG:
-        own.setLevel(config.training.log_level.upper())
+    for own in own_loggers():
+        if own.level != logging.DEBUG:
+            own.setLevel(config.training.log_level.upper())
     for library in ("transformers", "peft", "datasets"):
         logging.getLogger(library).setLevel(config.training.dep_log_level.upper())
 

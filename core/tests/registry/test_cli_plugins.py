@@ -211,6 +211,30 @@ def test_notices_are_plain_lines_on_stderr(site: Any, capsys: pytest.CaptureFixt
     assert logging.getLogger().handlers is not cli.logger.handlers
 
 
+@pytest.mark.parametrize(("options", "more"), [([], ""), (["--debug"], "how\n")])
+def test_a_plugin_is_heard_as_the_core_is(
+    site: Any, capsys: pytest.CaptureFixture[str], options: list[str], more: str
+) -> None:
+    """And nobody else: what a library has to say is not graftwork's."""
+    site.add(
+        "graftwork-act",
+        command(
+            "import click, logging\n"
+            "    log = logging.getLogger(f'{__name__}.inner')\n"
+            "    def run():\n"
+            "        log.info('once'); log.debug('how'); log.warning('odd')\n"
+            "        logging.getLogger('somelibrary').info('chatter')\n"
+            "    return click.Command('act', callback=run)"
+        ),
+    )
+    assert main([*options, "act"]) == 0
+    assert capsys.readouterr().err == f"once\n{more}warning: odd\n"
+    from graftwork.notices import own_loggers
+
+    assert {"graftwork"} < {own.name for own in own_loggers()}
+    assert not any(own.handlers for own in own_loggers())
+
+
 @pytest.mark.parametrize("way", ["pass", "cli.graft.invoke = lambda ctx: print('flushed by main')"])
 def test_a_closed_pipe_ends_quietly(way: str) -> None:
     reading, writing = os.pipe()

@@ -65,7 +65,11 @@ class Graft(click.Group):
 
     def invoke(self, ctx: click.Context) -> int:
         """Runs the command. What it returns is for those who call it from Python, never an exit code."""
-        super().invoke(ctx)
+        from graftwork.notices import own_loggers
+
+        # The plugins' notices go the core's way, from the level that --debug has set by now.
+        with _heard([own for own in own_loggers() if own is not logger], logger.level):
+            super().invoke(ctx)
         return 0
 
 
@@ -106,7 +110,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs ``graft`` and returns its exit code: 0, 1 (the world failed), 2 (the request was wrong), 130 (Ctrl-C),
     143 (SIGTERM).
     """
-    with _notices():
+    with _heard([logger], logging.INFO):
         try:
             code: int = graft.main(args=args, prog_name="graft", standalone_mode=False)
             sys.stdout.flush()
@@ -153,15 +157,17 @@ class _Plain(logging.Formatter):
 
 
 @contextmanager
-def _notices() -> Iterator[None]:
-    """While a command runs, what the library has to say goes to stderr."""
+def _heard(loggers: Sequence[logging.Logger], level: int) -> Iterator[None]:
+    """Within the block what these have to say goes to stderr, from ``level`` on."""
     handler: logging.StreamHandler[Any] = logging.StreamHandler()
     handler.setFormatter(_Plain())
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    before = [own.level for own in loggers]
+    for own in loggers:
+        own.addHandler(handler)
+        own.setLevel(level)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
+        for own, level_before in zip(loggers, before, strict=True):
+            own.removeHandler(handler)
+            own.setLevel(level_before)
