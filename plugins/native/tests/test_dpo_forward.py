@@ -11,7 +11,7 @@ import torch
 
 from graftwork.data.batch import to_row
 from graftwork.data.samples import Sample
-from graftwork_native import attention, log_probs
+from graftwork_native import attention, log_probs, loss
 from graftwork_native.forward import with_own_prompts
 from graftwork_native.log_probs import head_log_probs, plain_log_probs
 from graftwork_native.trial import plan_forward, with_shared_prompts
@@ -180,7 +180,7 @@ def test_prompts_that_are_written_twice() -> None:
 @pytest.mark.parametrize("frozen", [None, "hidden", "weight"])
 def test_log_probs_in_pieces(kept: int, frozen: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_probs, "KEPT_BYTES", kept)
-    monkeypatch.setattr(log_probs, "piece_length", lambda vocab_size: 16)
+    monkeypatch.setattr(loss, "piece_length", lambda vocab_size: 16)
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(60, 16, generator=generator), torch.randn(50, 16, generator=generator)
     learned = [tensor.requires_grad_() for name, tensor in (("hidden", hidden), ("weight", weight)) if name != frozen]

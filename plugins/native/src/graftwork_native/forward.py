@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from graftwork_native.attention import Segments, segment_mask
+from graftwork_native.head import factors_of, linear_of
 from graftwork_native.log_probs import head_log_probs, plain_log_probs
 from graftwork_native.loss import head_loss, plain_loss
 
@@ -47,8 +48,8 @@ class Forward:
         places = places_of(row, self.layout).to(self.device)
         labels = row.labels.to(self.device)
         if self.fused_head:
-            hidden, weight = self.hidden(inputs)
-            return head_loss(hidden.flatten(0, 1)[places], weight, labels, scale)
+            hidden, weight, *more = self.factors(inputs, places)
+            return head_loss(hidden, weight, labels, scale, *more)
         return plain_loss(self.logits(inputs, places), labels, scale)
 
     def log_probs(self, row: Row) -> torch.Tensor:
@@ -64,8 +65,8 @@ class Forward:
         counts = torch.tensor(row.pair_labels).flatten()
         owners = torch.repeat_interleave(torch.arange(len(counts)), counts, output_size=len(labels)).to(self.device)
         if self.fused_head:
-            hidden, weight = self.hidden(inputs)
-            sums = head_log_probs(hidden.flatten(0, 1)[places], weight, labels, owners, len(counts))
+            hidden, weight, *more = self.factors(inputs, places)
+            sums = head_log_probs(hidden, weight, labels, owners, len(counts), *more)
         else:
             sums = plain_log_probs(self.logits(inputs, places), labels, owners, len(counts))
         return sums.view(-1, 2)
@@ -75,13 +76,15 @@ class Forward:
         shares = self.shared_prompts and self.layout == "segments"
         return row if row.pairs is None or shares else with_own_prompts(row)
 
-    def hidden(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The last hidden states [B, S, W], and the head's weight [V, W]."""
+    def factors(self, inputs: dict[str, Any], places: torch.Tensor) -> list[torch.Tensor]:
+        """What the logits at ``places`` are made of: the last hidden states there [L, W], the head's weight [V, W], and
+        what an adapter on the head adds; see :func:`~graftwork_native.head.factors_of`.
+        """
         decoder, head = parts_of(self.model)
         with self.autocast():
             states: torch.Tensor = decoder(**inputs)[0]
-        dtype = self.autocast_dtype or head.weight.dtype
-        return states.to(dtype), head.weight
+            dtype = self.autocast_dtype or linear_of(head).weight.dtype
+            return factors_of(head, states.to(dtype).flatten(0, 1)[places])
 
     def logits(self, inputs: dict[str, Any], places: torch.Tensor) -> torch.Tensor:
         """The logits [L, V] at ``places``, made only there where the model can."""
@@ -167,8 +170,8 @@ def base_of(model: nn.Module) -> Any:
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
-def parts_of(model: nn.Module) -> tuple[nn.Module, nn.Linear]:
-    """The decoder and the head of a causal language model."""
+def parts_of(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The decoder and the head of a causal language model; the head within its adapter, where it has one."""
     base = base_of(model)
     return getattr(base, base.base_model_prefix), base.get_output_embeddings()
 

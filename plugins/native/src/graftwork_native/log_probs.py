@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from graftwork_native.loss import logits_of, piece_length, softmax_grad_
+from graftwork_native.loss import Factors, add_grads, in_types, logits_of, pieces_of, room_for_grads, softmax_grad_
 
 KEPT_BYTES = 128 << 20
 """Of the pieces' gradients so much is kept from the way forward to the way back; the others are made again."""
@@ -27,70 +27,58 @@ def plain_log_probs(logits: torch.Tensor, labels: torch.Tensor, owners: torch.Te
 
 
 def head_log_probs(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, owners: torch.Tensor, answers: int
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    owners: torch.Tensor,
+    answers: int,
+    *more: torch.Tensor,
 ) -> torch.Tensor:
-    """:func:`plain_log_probs` of ``hidden @ weight.T``: ``hidden`` [L, W], ``weight`` [V, W].
-
-    The product is made in the type of ``hidden``, as autocast would.
+    """:func:`plain_log_probs` of ``hidden @ weight.T``: ``hidden`` [L, W], ``weight`` [V, W], and ``more`` as in
+    :func:`~graftwork_native.loss.head_loss`.
     """
-    learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    arguments = (hidden, weight, labels, owners, answers, learns)
-    sums: torch.Tensor = HeadLogProbs.apply(*arguments)  # type: ignore[no-untyped-call]
+    factors = (hidden, weight, *more)
+    learns = torch.is_grad_enabled() and any(factor.requires_grad for factor in factors)
+    sums: torch.Tensor = HeadLogProbs.apply(labels, owners, answers, learns, *factors)  # type: ignore[no-untyped-call]
     return sums
 
 
 class HeadLogProbs(torch.autograd.Function):
-    """The head's product and the log-probabilities in one."""
+    """The head's products and the log-probabilities in one."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        labels: torch.Tensor,
-        owners: torch.Tensor,
-        answers: int,
-        learns: bool,
+        ctx: Any, labels: torch.Tensor, owners: torch.Tensor, answers: int, learns: bool, *factors: torch.Tensor
     ) -> torch.Tensor:
-        cast = weight.to(hidden.dtype)  # [V, W]
+        dtype = factors[0].dtype
         room = KEPT_BYTES if learns else -1
-        sums = torch.zeros(answers, dtype=torch.float32, device=hidden.device)
+        sums = torch.zeros(answers, dtype=torch.float32, device=labels.device)
         ctx.kept = {}
-        size = piece_length(len(weight))
-        pieces = zip(hidden.split(size), labels.split(size), owners.split(size), strict=True)
-        for number, (piece, target, owner) in enumerate(pieces):
-            logits = logits_of(piece, cast)  # [C, V]
+        for part, piece in pieces_of([factor.to(dtype) for factor in factors]):
+            logits = logits_of(*piece)  # [C, V]
             # The same kernels with and without gradients: model and reference then agree to the bit.
-            sums.index_add_(0, owner, -softmax_grad_(logits, target))
-            room -= logits.numel() * hidden.element_size()
+            sums.index_add_(0, owners[part], -softmax_grad_(logits, labels[part]))
+            room -= logits.numel() * dtype.itemsize
             if room >= 0:
-                ctx.kept[number] = logits.to(hidden.dtype)
-        ctx.save_for_backward(hidden, weight, labels, owners)
+                ctx.kept[part.start] = logits.to(dtype)
+        ctx.save_for_backward(labels, owners, *factors)
         return sums
 
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight, labels, owners = ctx.saved_tensors
-        cast = weight.to(hidden.dtype)
-        hidden_grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        factors = -grad_output[owners].to(hidden.dtype)[:, None]  # [L, 1]
-        start, size = 0, piece_length(len(weight))
-        for number, piece in enumerate(hidden.split(size)):
-            end = start + len(piece)
-            kept = ctx.kept.pop(number, None)
-            grad = piece_grad(piece, cast, labels[start:end]) if kept is None else kept
-            grad.mul_(factors[start:end])  # [C, V]
-            if hidden_grad is not None:
-                torch.mm(grad, cast, out=hidden_grad[start:end])
-            if weight_grad is not None:
-                weight_grad += grad.T @ piece
-            start = end
-        return hidden_grad, None if weight_grad is None else weight_grad.to(weight.dtype), None, None, None, None
+        labels, owners, *factors = ctx.saved_tensors
+        cast = [factor.to(factors[0].dtype) for factor in factors]
+        grads = room_for_grads(cast, ctx.needs_input_grad[4:])
+        scales = -grad_output[owners].to(cast[0].dtype)[:, None]  # [L, 1]
+        for part, piece in pieces_of(cast):
+            kept = ctx.kept.pop(part.start, None)
+            grad = piece_grad(piece, labels[part]) if kept is None else kept
+            add_grads(grads, part, grad.mul_(scales[part]), piece)
+        return None, None, None, None, *in_types(grads, [factor.dtype for factor in factors])
 
 
-def piece_grad(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def piece_grad(piece: Factors, labels: torch.Tensor) -> torch.Tensor:
     """Softmax minus one-hot, [C, V]."""
-    logits = logits_of(hidden, weight)
+    logits = logits_of(*piece)
     softmax_grad_(logits, labels)
-    return logits.to(hidden.dtype)
+    return logits.to(piece[0].dtype)

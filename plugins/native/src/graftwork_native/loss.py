@@ -5,11 +5,12 @@ tests. :class:`HeadLoss` never holds all logits: it goes through the labels in p
 its part of the loss and its gradients, and lets the logits go (as in Wijmans et al. 2024, "Cut Your Losses in
 Large-Vocabulary Language Models", and Liger's fused linear cross-entropy, in plain PyTorch).
 
-Shapes: L labels, W hidden width, V vocabulary, C labels in one piece.
+Shapes: L labels, W hidden width, V vocabulary, C labels in one piece, R rank of an adapter on the head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,21 +25,35 @@ def plain_loss(logits: torch.Tensor, labels: torch.Tensor, scale: float) -> torc
     return F.cross_entropy(logits.float(), labels, reduction="sum") * scale
 
 
-def head_loss(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, scale: float) -> torch.Tensor:
+def head_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, scale: float, *more: torch.Tensor
+) -> torch.Tensor:
     """:func:`plain_loss` of ``hidden @ weight.T``: ``hidden`` [L, W], ``weight`` [V, W].
 
-    The product is made in the type of ``hidden``, as autocast would.
+    ``more`` are further factors, [L, R] and [V, R] in turn, whose products are added: an adapter on the head. Products
+    are made in the type of ``hidden``, as autocast would.
     """
-    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        loss: torch.Tensor = HeadLoss.apply(hidden, weight, labels, scale)  # type: ignore[no-untyped-call]
+    factors = (hidden, weight, *more)
+    if torch.is_grad_enabled() and any(factor.requires_grad for factor in factors):
+        loss: torch.Tensor = HeadLoss.apply(labels, scale, *factors)  # type: ignore[no-untyped-call]
         return loss
-    cast = weight.to(hidden.dtype)
-    pieces = (logits_of(piece, cast) for piece in hidden.split(piece_length(len(weight))))
     losses = [
-        F.cross_entropy(logits, target, reduction="sum")
-        for logits, target in zip(pieces, labels.split(piece_length(len(weight))), strict=True)
+        F.cross_entropy(logits_of(*piece), labels[part], reduction="sum")
+        for part, piece in pieces_of([factor.to(hidden.dtype) for factor in factors])
     ]
     return torch.stack(losses).sum() * scale
+
+
+Factors = Sequence[torch.Tensor]
+"""[L, W], [V, W], [L, R], [V, R], ...: the logits are the sum of the products of two and two."""
+
+
+def pieces_of(factors: Factors) -> Iterator[tuple[slice, Factors]]:
+    """C labels at a time: which they are, and the factors of their logits."""
+    size = piece_length(len(factors[1]))
+    for start in range(0, max(1, len(factors[0])), size):
+        part = slice(start, start + size)
+        yield part, [right if number % 2 else right[part] for number, right in enumerate(factors)]
 
 
 def piece_length(vocab_size: int) -> int:
@@ -46,47 +61,64 @@ def piece_length(vocab_size: int) -> int:
     return max(16, PIECE_BYTES // (4 * vocab_size))
 
 
-def logits_of(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def logits_of(*factors: torch.Tensor) -> torch.Tensor:
     """[C, V] float32."""
-    return (hidden @ weight.T).float()
+    logits = factors[0] @ factors[1].T
+    for left, right in zip(factors[2::2], factors[3::2], strict=True):
+        logits.addmm_(left, right.T)
+    return logits.float()
 
 
 class HeadLoss(torch.autograd.Function):
-    """The head's product and the cross-entropy in one, with the gradients made on the way forward."""
+    """The head's products and the cross-entropy in one, with the gradients made on the way forward."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        cast = weight.to(hidden.dtype)  # [V, W]
-        hidden_grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        start = 0
-        for piece, target in zip(hidden.split(c := piece_length(len(weight))), labels.split(c), strict=True):
-            logits = logits_of(piece, cast)
-            total += softmax_grad_(logits, target).sum()
-            grad = logits.mul_(scale).to(hidden.dtype)  # [C, V]
-            if hidden_grad is not None:
-                torch.mm(grad, cast, out=hidden_grad[start : start + len(piece)])
-            if weight_grad is not None:
-                weight_grad += grad.T @ piece
-            start += len(piece)
-        ctx.save_for_backward(hidden_grad, weight_grad)
-        ctx.weight_dtype = weight.dtype
+    def forward(ctx: Any, labels: torch.Tensor, scale: float, *factors: torch.Tensor) -> torch.Tensor:
+        cast = [factor.to(factors[0].dtype) for factor in factors]
+        grads = room_for_grads(cast, ctx.needs_input_grad[2:])
+        total = torch.zeros((), dtype=torch.float32, device=labels.device)
+        for part, piece in pieces_of(cast):
+            logits = logits_of(*piece)
+            total += softmax_grad_(logits, labels[part]).sum()
+            add_grads(grads, part, logits.mul_(scale).to(cast[0].dtype), piece)
+        ctx.save_for_backward(*grads)
+        ctx.dtypes = [factor.dtype for factor in factors]
         return total * scale
 
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden_grad, weight_grad = ctx.saved_tensors
-        if grad_output.device.type == "cpu" and float(grad_output) == 1.0:
-            # The trainer's own case: no pass over the largest gradient of the model to multiply it by one.
-            return hidden_grad, None if weight_grad is None else weight_grad.to(ctx.weight_dtype), None, None
-        if hidden_grad is not None:
-            hidden_grad = hidden_grad * grad_output.to(hidden_grad.dtype)
-        if weight_grad is not None:
-            weight_grad = weight_grad.mul_(grad_output).to(ctx.weight_dtype)
-        return hidden_grad, weight_grad, None, None
+        grads = ctx.saved_tensors
+        # The trainer's own case: no pass over the largest gradient of the model to multiply it by one.
+        if grad_output.device.type != "cpu" or float(grad_output) != 1.0:
+            grads = [None if grad is None else grad.mul_(grad_output.to(grad.dtype)) for grad in grads]
+        return None, None, *in_types(grads, ctx.dtypes)
+
+
+Grads = list[torch.Tensor | None]
+
+
+def room_for_grads(factors: Factors, needed: Sequence[bool]) -> Grads:
+    """Where the gradients go: those of [L, ...] are written once, those of [V, ...] are sums, and in float32."""
+    return [
+        None if not need else torch.zeros_like(factor, dtype=torch.float32) if number % 2 else torch.empty_like(factor)
+        for number, (factor, need) in enumerate(zip(factors, needed, strict=True))
+    ]
+
+
+def add_grads(grads: Grads, part: slice, grad: torch.Tensor, piece: Factors) -> None:
+    """Of a piece's gradient at its logits [C, V] the gradients at its factors."""
+    for number in range(0, len(piece), 2):
+        left, right = piece[number : number + 2]
+        left_grad, right_grad = grads[number : number + 2]
+        if left_grad is not None:
+            torch.mm(grad, right, out=left_grad[part])
+        if right_grad is not None:
+            right_grad += grad.T @ left
+
+
+def in_types(grads: Sequence[torch.Tensor | None], dtypes: Sequence[torch.dtype]) -> Grads:
+    """The gradients in the types of what they are of."""
+    return [None if grad is None else grad.to(dtype) for grad, dtype in zip(grads, dtypes, strict=True)]
 
 
 def softmax_grad_(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

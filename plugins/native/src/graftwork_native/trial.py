@@ -22,7 +22,9 @@ from graftwork.data.samples import Sample
 from graftwork.errors import GraftworkError
 from graftwork_native.attention import NAME, recorded_windows, register
 from graftwork_native.forward import Forward, Layout, base_of, evaluating, parts_of
+from graftwork_native.head import not_plain
 from graftwork_native.limits import limits_of
+from graftwork_native.loss import logits_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,8 +47,12 @@ def plan_forward(
             raise GraftworkError(f"training.trainer_kwargs.layout: segments is not possible: {reason}")
         logger.warning("samples are padded, not packed into one row of segments: %s", reason)
         chosen = "padded"
-    fused = head_is_plain(model) and head_agrees(model, device)
-    return Forward(model, device, autocast_dtype, chosen, fused, limits_of(base_of(model)))
+    whole = whole_logits_for(model)
+    if whole is None and not head_agrees(model, device):
+        whole = f"{type(base_of(model)).__name__} does more than one product"
+    if whole is not None:
+        logger.info("the logits of a row's labels are made at once, which takes memory, not in pieces: %s", whole)
+    return Forward(model, device, autocast_dtype, chosen, whole is None, limits_of(base_of(model)))
 
 
 def with_shared_prompts(forward: Forward) -> Forward:
@@ -194,11 +200,16 @@ def all_logits(forward: Forward, row: Row) -> torch.Tensor:
 
 
 def head_is_plain(model: nn.Module) -> bool:
-    """Whether the head is one weight: no bias, no adapter on it, no quantized storage."""
+    """Whether the logits are made of the last hidden states and weights alone; see :func:`whole_logits_for`."""
+    return whole_logits_for(model) is None
+
+
+def whole_logits_for(model: nn.Module) -> str | None:
+    """Why the model has to make its logits itself, all those of a row's labels at once; None where it has not."""
     base = base_of(model)
-    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
-    plain = type(head) is nn.Linear and head.bias is None
-    return plain and isinstance(getattr(base, getattr(base, "base_model_prefix", "") or " ", None), nn.Module)
+    if not isinstance(getattr(base, getattr(base, "base_model_prefix", "") or " ", None), nn.Module):
+        return f"{type(base).__name__} names no decoder"
+    return not_plain(base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None)
 
 
 def head_agrees(model: nn.Module, device: torch.device) -> bool:
@@ -210,8 +221,7 @@ def head_agrees(model: nn.Module, device: torch.device) -> bool:
     forward = Forward(model, device, None, "padded", fused_head=True)
     try:
         with evaluating(model):
-            hidden, weight = forward.hidden(forward.inputs(row))
-            expected = (hidden @ weight.T).flatten(0, 1)
+            expected = logits_of(*forward.factors(forward.inputs(row), torch.arange(row.num_tokens, device=device)))
             factor = LARGE_LOGIT / float(expected.abs().max().clamp_min(1e-6))
             with scaled_input(parts_of(model)[1], factor):
                 large = all_logits(forward, row)
