@@ -179,7 +179,6 @@ def test_neutral_values_of_the_same_fields_are_accepted(mistakes):
         "training.telemetry={collect_telemetry_for_all_ranks: true}",
         "training.metrics_function=mmlu",
         "training.empty_device_cache_steps=50",
-        "fsdp={enable_fsdp: true, state_dict_type: local_state_dict}",
         "fsdp={enable_fsdp: true, backward_prefetch: no_prefetch}",
         "fsdp={enable_fsdp: true, use_orig_params: false}",
         "deepspeed={enable_deepspeed: true}",

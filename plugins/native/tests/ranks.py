@@ -84,10 +84,34 @@ def run(request: dict[str, Any], rank: int) -> int:
         return parts
 
     trainer.set_up = set_up
+    fault = request.get("fault")
+    if fault is not None and fault["rank"] == rank:
+        break_writing(**fault)
     code = graftwork.cli.main(request["arguments"])
     sys.stdout.flush()
     sys.stderr.flush()
     return code
+
+
+def break_writing(rank: int, after: int, kind: str) -> None:
+    """From checkpoint number ``after`` on, this process's disk is full when its part is nearly written, or it is
+    killed there.
+    """
+    from graftwork_native import shards
+
+    original = shards.HuggingFaceStorageWriter.write_data
+    written = []
+
+    def write_data(writer: Any, *arguments: Any) -> Any:
+        done = original(writer, *arguments)
+        written.append(writer)
+        if len(written) <= after:
+            return done
+        if kind == "killed":
+            os.kill(os.getpid(), 9)
+        raise OSError(28, "No space left on device", str(writer.path))
+
+    shards.HuggingFaceStorageWriter.write_data = write_data  # type: ignore[method-assign]
 
 
 def facts(parts: Any) -> dict[str, Any]:

@@ -34,14 +34,14 @@ class Ranks:
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n"
 
-    def __call__(self, config: Any, ranks: int = 1, *arguments: str) -> list[int]:
-        """The exit codes, rank by rank."""
+    def __call__(self, config: Any, ranks: int = 1, *arguments: str, fault: dict[str, Any] | None = None) -> list[int]:
+        """The exit codes, rank by rank. ``fault`` is what ``break_writing`` in ``ranks.py`` takes."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         path = self.folder / "config.yaml"
         path.write_text(config.to_yaml())
         arguments = ("train", "-c", str(path), *arguments)
-        request = {"ranks": ranks, "folder": str(self.folder), "arguments": arguments}
+        request = {"ranks": ranks, "folder": str(self.folder), "arguments": arguments, "fault": fault}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         codes: list[int] = json.loads(self.process.stdout.readline())["codes"]
@@ -256,7 +256,11 @@ def test_a_layer_that_the_model_does_not_have(toys, llama, chat, tmp_path, graft
     assert "fsdp.transformer_layer_cls: the model has no LlamaDecoderLayr; did you mean LlamaDecoderLayer?" in said
 
 
-RESUMED = [(1, 2, FSDP), (2, 1, FSDP), (2, 4, {}), (2, 2, FSDP), (2, 2, {})]
+GATHERED = {**FSDP, "state_dict_type": "FULL_STATE_DICT"}
+RESUMED = [
+    *((1, 2, FSDP), (2, 1, FSDP), (2, 4, FSDP), (2, 2, FSDP)),
+    *((1, 2, GATHERED), (2, 1, GATHERED), (2, 4, {}), (2, 2, {})),
+]
 
 
 @pytest.mark.parametrize(("before", "after", "fsdp"), RESUMED, ids=str)
@@ -272,6 +276,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     short = {**TRAINING, **training, "max_steps": 3}
     assert graft(toys.config(tmp_path, llama, chat, training=short, fsdp=fsdp), before) == [0] * before, graft.said()
     assert (tmp_path / "again/checkpoints/step-3").is_dir()
+    assert (tmp_path / "again/checkpoints/step-3/shards").is_dir() == (fsdp == FSDP and before > 1)
     longer = toys.config(tmp_path, llama, chat, training={**TRAINING, **training}, fsdp=fsdp)
     assert graft(longer, after, "--resume") == [0] * after, graft.said() + graft.said(after - 1)
     if before != after:
@@ -301,3 +306,91 @@ def test_a_step_that_cannot_be_shared_is_refused(toys, llama, chat, tmp_path, gr
         "a step of this run is 2 samples (1 per device x 1 processes x 2 of gradient_accumulation_steps), which 3 "
         "processes cannot share evenly; go on with 1 or 2 of them" in graft.said()
     )
+
+
+KEPT = {"save_steps": 2, "max_steps": 4, "eval_strategy": "no"}
+IN_PARTS: dict[str, dict[str, Any]] = {
+    "adapter": {"training": {"use_peft": True}, "peft": {**ADAPTER, "lora_modules_to_save": ["lm_head"]}},
+    "dora": {"training": {"use_peft": True}, "peft": {**ADAPTER, "use_dora": True}},
+    "sgd": {"training": {"optimizer": "sgd", "sgd_momentum": 0.9}},
+    "tied, in bfloat16": {"training": {"mixed_precision_dtype": "none"}, "model": {"torch_dtype": "bfloat16"}},
+}
+
+
+def in_parts(toys: Any, tmp_path: Path, toy: Path, data: Any, name: str = "run", **sections: Any) -> Any:
+    """A run of two processes that keeps its checkpoints in parts."""
+    training = {**TRAINING, **KEPT, **sections.pop("training", {}), "output_dir": str(tmp_path / name)}
+    training["gradient_accumulation_steps"] = 1
+    return toys.config(tmp_path, toy, data, training=training, fsdp=sections.pop("fsdp", FSDP), **sections)
+
+
+@pytest.mark.parametrize("case", IN_PARTS)
+def test_a_run_goes_on_from_parts(case, toys, llama, chat, tmp_path, graft) -> None:
+    """Broken off after its second step, it has the numbers and the weights of one that was not."""
+    toy = toys.save(tmp_path / "tied", tie_word_embeddings=True) if case.startswith("tied") else llama
+    assert graft(in_parts(toys, tmp_path, toy, chat, "whole", **IN_PARTS[case]), 2) == [0, 0], graft.said()
+    config = in_parts(toys, tmp_path, toy, chat, **IN_PARTS[case])
+    fault = {"rank": 1, "after": 1, "kind": "killed"}
+    assert graft(config, 2, fault=fault)[1] == -9
+    assert [path.name for path in (tmp_path / "run/checkpoints").glob("[!.]*")] == ["step-2"]
+    assert graft(config, 2, "--resume") == [0, 0], graft.said()
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_each_process_writes_its_own_part_and_no_pickle(toys, llama, chat, tmp_path, graft) -> None:
+    assert graft(in_parts(toys, tmp_path, llama, chat), 2) == [0, 0], graft.said()
+    checkpoint = tmp_path / "run/checkpoints/step-4"
+    first, second = sorted((checkpoint / "shards").iterdir())
+    assert {first.suffix, second.suffix} == {".safetensors"}
+    held = [sum(tensor.nbytes for tensor in load_file(file).values()) for file in (first, second)]
+    weights = graft.parameters(0)["whole"]
+    assert sum(held) == pytest.approx(3 * weights, rel=0.01)  # and two moments of AdamW
+    assert held == pytest.approx([1.5 * weights] * 2, rel=0.1)
+    listed = json.loads((checkpoint / "checkpoint.json").read_text())["files"]
+    assert {f"shards/{file.name}" for file in (first, second)} < listed.keys()
+    assert not list(checkpoint.glob("*.safetensors"))
+    assert (checkpoint / "optimizer.pt").stat().st_size < 40_000  # settings and random states
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_full_disk_in_one_process_leaves_nothing_of_the_checkpoint(rank, toys, llama, chat, tmp_path, graft) -> None:
+    config = in_parts(toys, tmp_path, llama, chat)
+    assert graft(config, 2, fault={"rank": rank, "after": 1, "kind": "full"}) == [1, 1]
+    said = graft.said()
+    assert "checkpoints/step-4 could not be written: [Errno 28] No space left on device" in said
+    assert "nothing of it was left behind. Make room or choose another training.output_dir" in said
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-2"]
+    assert graft(config, 2, "--resume") == [0, 0], graft.said()
+
+
+def test_a_first_process_that_is_killed_while_it_saves(toys, llama, chat, tmp_path, graft) -> None:
+    config = in_parts(toys, tmp_path, llama, chat)
+    assert graft(config, 2, fault={"rank": 0, "after": 1, "kind": "killed"})[0] == -9
+    assert sorted(path.name[:7] for path in (tmp_path / "run/checkpoints").iterdir()) == [".step-4", "step-2"]
+    assert graft(config, 2, "--resume") == [0, 0], graft.said()
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["step-2", "step-4"]
+
+
+def test_a_part_that_is_damaged_is_found(toys, llama, chat, tmp_path, graft) -> None:
+    assert graft(in_parts(toys, tmp_path, llama, chat), 2) == [0, 0], graft.said()
+    part = sorted((tmp_path / "run/checkpoints/step-4/shards").iterdir())[1]
+    content = bytearray(part.read_bytes())
+    content[-5] ^= 1
+    part.write_bytes(content)
+    assert graft(in_parts(toys, tmp_path, llama, chat, training={"max_steps": 5}), 2, "--resume") == [0, 0], (
+        graft.said()
+    )
+    said = graft.said()
+    assert f"step-4 is damaged: shards/{part.name} has other bytes than were written" in said
+    assert "The run goes on from step-2" in said
+    assert (tmp_path / "run/checkpoints/damaged-step-4").is_dir()
+
+
+def test_the_best_weights_come_out_of_parts(toys, llama, chat, tmp_path, graft) -> None:
+    """The rate is far too high, so the first evaluation is the best one, and lies in parts."""
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "learning_rate": 0.5}
+    for name, fsdp in (("parts", FSDP), ("whole", GATHERED)):
+        config = in_parts(toys, tmp_path, llama, chat, name, training={**best, "save_steps": 1}, fsdp=fsdp)
+        assert graft(config, 2) == [0, 0], graft.said()
+        assert "final/ gets the weights of step 1" in graft.said()
+    assert_same(tmp_path / "parts", tmp_path / "whole")

@@ -31,13 +31,11 @@ class FsdpParams(Params):
     cpu_offload: bool = Field(False, description="Keep a GPU's shards in host memory.")
     forward_prefetch: bool = Field(False, description="Gather the next layer while this one works.")
     sync_module_states: bool = Field(True, description="Begin with the first process's weights everywhere.")
-    state_dict_type: Annotated[
-        Literal["FULL_STATE_DICT", "SHARDED_STATE_DICT", "LOCAL_STATE_DICT"],
-        Neutral(
-            "FULL_STATE_DICT",
-            instead="remove it: checkpoints are whole, so that any number of processes can go on from them",
-        ),
-    ] = Field("FULL_STATE_DICT", description="Oumi's; only FULL_STATE_DICT.")
+    state_dict_type: Literal["SHARDED_STATE_DICT", "FULL_STATE_DICT"] = Field(
+        "SHARDED_STATE_DICT",
+        description="Checkpoints: SHARDED, each process writes its own part; FULL, the first one gathers the model and "
+        "writes a folder that any Hugging Face tool loads.",
+    )
     backward_prefetch: Annotated[
         Literal["BACKWARD_PRE", "BACKWARD_POST", "NO_PREFETCH"],
         Neutral("BACKWARD_PRE", instead="remove it: FSDP2 always gathers the next layer before it is needed"),
@@ -50,6 +48,11 @@ class FsdpParams(Params):
     def shards(self) -> bool:
         """Whether anything is cut at all."""
         return self.enable_fsdp and self.sharding_strategy != "NO_SHARD"
+
+    @property
+    def saves_shards(self) -> bool:
+        """Whether each process writes its own part of a checkpoint."""
+        return self.shards and self.state_dict_type == "SHARDED_STATE_DICT"
 
 
 DEEPSPEED: Any = Neutral(

@@ -4,6 +4,9 @@
 tensors and PyTorch's generators; loaded with ``weights_only``), ``trainer_state.json`` (where the run stands: step,
 place in the data, the other generators) and the core's ``checkpoint.json``. It gets its name when all of it lies on
 the disk. The schedule is a function of the step and has no state.
+
+A model that is cut over several processes is kept as it lies (``fsdp.state_dict_type: SHARDED_STATE_DICT``): in the
+place of the model and the optimizer's tensors stands ``shards/``; see :mod:`graftwork_native.shards`.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import json
 import logging
 import pickle
 import random
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,7 @@ from graftwork.builders.quiet import no_progress_bar
 from graftwork.errors import RunError
 from graftwork.runs.checkpoints import new_checkpoint
 from graftwork.runs.run import remedy
+from graftwork_native import shards
 from graftwork_native.sharding import Weights, cut_optimizer, in_one_piece, whole_optimizer, whole_weights
 
 if TYPE_CHECKING:
@@ -101,8 +105,47 @@ def save_checkpoint(
     with written(path), new_checkpoint(run, state.step, evaluation) as folder:
         with in_one_piece(model, gathered.weights):
             save_model(folder, model, tokenizer)
-        torch.save({"optimizer": gathered.optimizer, "generators": gathered.generators}, folder / OPTIMIZER_FILE)
-        (folder / STATE_FILE).write_text(json.dumps({**asdict(state), "generators": plain_generators()}))
+        write_state(folder, state, gathered.optimizer, gathered.generators)
+
+
+def save_in_shards(
+    run: Run,
+    state: TrainerState,
+    evaluation: Mapping[str, float] | None,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    optimizer: torch.optim.Optimizer,
+    world: World,
+) -> None:
+    """:func:`save_checkpoint` with each process writing its own part of a model that is cut: all have to call this.
+
+    The first one makes the folder and gives it its name when all are done; what one of them fails with all fail with.
+    """
+    path = run.folder / "checkpoints" / f"step-{state.step}"
+    with ExitStack() as stack:
+        made: list[Path] = []
+
+        def begin() -> None:
+            with written(path):
+                made.append(stack.enter_context(new_checkpoint(run, state.step, evaluation)))
+
+        def finish() -> None:
+            with written(path):
+                tokenizer.save_pretrained(made[0])
+                write_state(made[0], state, plain, everyones)
+                stack.pop_all().close()
+
+        world.by_main(begin)
+        with written(path):
+            plain = shards.write_shards(world.told(made[0] if made else None), model, optimizer)
+        everyones = world.collected(generators())
+        world.by_main(finish)
+
+
+def write_state(folder: Path, state: TrainerState, optimizer: dict[str, Any], everyones: list[dict[str, Any]]) -> None:
+    """Where the run stands; ``everyones`` are the generators of each process."""
+    torch.save({"optimizer": optimizer, "generators": everyones}, folder / OPTIMIZER_FILE)
+    (folder / STATE_FILE).write_text(json.dumps({**asdict(state), "generators": plain_generators()}))
 
 
 @contextmanager
@@ -156,11 +199,16 @@ def load_state(path: Path) -> TrainerState:
         return TrainerState(**data)
 
 
-def restore(path: Path, optimizer: torch.optim.Optimizer, world: World) -> None:
-    """Gives the optimizer and every generator the state they had; a process that is new begins with its own."""
+def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
+    """Gives the optimizer and every generator the state they had, and the model its weights where they lie in parts; a
+    process that is new begins with its own.
+    """
     with readable(path):
         saved = torch.load(path / OPTIMIZER_FILE, weights_only=True, map_location="cpu")
-        optimizer.load_state_dict(cut_optimizer(saved["optimizer"], optimizer))
+        if shards.is_sharded(path):
+            shards.read_shards(path, model, optimizer, saved["optimizer"])
+        else:
+            optimizer.load_state_dict(cut_optimizer(saved["optimizer"], optimizer))
         restore_plain(json.loads((path / STATE_FILE).read_text())["generators"])
         if world.rank < len(saved["generators"]):
             restore_generators(saved["generators"][world.rank])

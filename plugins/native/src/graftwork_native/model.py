@@ -15,6 +15,7 @@ from graftwork.errors import UsageError
 from graftwork_native import precision
 from graftwork_native.checkpoint import load_state
 from graftwork_native.forward import base_of
+from graftwork_native.shards import is_sharded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,9 +28,12 @@ if TYPE_CHECKING:
 def load_model(config: RunConfig, checkpoint: Path | None) -> tuple[nn.Module, torch.dtype]:
     """The model in training mode, with the weights of ``checkpoint`` where a run goes on from one.
 
+    Those of a checkpoint in parts come later, when it is known which part is whose; here they are a new run's.
     ``model.added_tokens`` get rows in its embeddings, and the rows are trained. Also the type that it was loaded in:
     its trained weights are float32 masters from here on, unless ``model.torch_dtype`` names another type.
     """
+    if checkpoint is not None and is_sharded(checkpoint):
+        checkpoint = None
     model = base_model(config, checkpoint)
     loaded_dtype = model.dtype
     tokens = added_token_ids(config.model)

@@ -27,7 +27,16 @@ from graftwork.runs.checkpoints import damage
 from graftwork.runs.run import read_lines
 from graftwork.training import TrainRequest, TrainResult
 from graftwork_native import nonfinite
-from graftwork_native.checkpoint import TrainerState, gather, load_state, restore, save_checkpoint, save_model, written
+from graftwork_native.checkpoint import (
+    TrainerState,
+    gather,
+    load_state,
+    restore,
+    save_checkpoint,
+    save_in_shards,
+    save_model,
+    written,
+)
 from graftwork_native.evaluation import complete, evaluate
 from graftwork_native.interrupt import Interrupt, Left
 from graftwork_native.kept import chosen_metric, is_gain, metric_name, ranked, remove_old, without_lost
@@ -37,6 +46,7 @@ from graftwork_native.params import NativeParams
 from graftwork_native.schedule import learning_rate
 from graftwork_native.setup import set_up
 from graftwork_native.sharding import uncut, whole_tensor, whole_weights
+from graftwork_native.shards import is_sharded, read_weights
 from graftwork_native.world import World, joined
 
 if TYPE_CHECKING:
@@ -107,7 +117,7 @@ class NativeTrainer:
         if self._keeps_best():
             self.state.best = without_lost(self.run, self.state.best)
         self.parts.loader.load_state_dict(self.state.loader)
-        restore(checkpoint, self.parts.optimizer, self.world)
+        restore(checkpoint, self.parts.model, self.parts.optimizer, self.world)
         logger.info("resumed from %s: step %d of %d", checkpoint, self.state.step, self.parts.total_steps)
 
     def _require_metric(self) -> None:
@@ -303,10 +313,12 @@ class NativeTrainer:
         state.loader = parts.loader.state_dict()
         self.run.flush()
         parts.objective.rest()
-        gathered = gather(parts.model, parts.optimizer, self.world)
-        self.world.by_main(
-            lambda: save_checkpoint(self.run, state, self.evaluation, parts.model, parts.tokenizer, gathered)
-        )
+        content = (self.run, state, self.evaluation, parts.model, parts.tokenizer)
+        if self.world.size > 1 and self.request.config.fsdp.saves_shards:
+            save_in_shards(*content, parts.optimizer, self.world)
+        else:
+            gathered = gather(parts.model, parts.optimizer, self.world)
+            self.world.by_main(lambda: save_checkpoint(*content, gathered))
         self._saved_step = state.step
         if self.world.is_main:
             remove_old(self.run, state.best)
@@ -369,6 +381,8 @@ class NativeTrainer:
             # A base with fresh weights lies in no checkpoint: it is drawn again, as at the start
             torch.manual_seed(self.training.seed)
             model, _ = load_model(self.request.config, self._checkpoint(step))
+            if is_sharded(self._checkpoint(step)):
+                read_weights(self._checkpoint(step), model)
         return model if isinstance(model, PeftModel) else model.to(getattr(torch, state.model_dtype))
 
     def _best_to_load(self) -> tuple[int, float] | None:
