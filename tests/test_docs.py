@@ -130,7 +130,8 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_files_that_are_named_exist(document: Path) -> None:
     text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.S)
     named = {name for name in re.findall(r"`([\w./-]+)`", text) if is_source(name)}
-    bases = (document.parent, ROOT, ROOT / "core/src/graftwork", ROOT / "plugins/native/src/graftwork_native")
+    native = ROOT / "plugins/native/src"
+    bases = (document.parent, ROOT, ROOT / "core/src/graftwork", native, native / "graftwork_native")
     assert {name for name in named if not any((base / name).exists() for base in bases)} == set()
 
 
