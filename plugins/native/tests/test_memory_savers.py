@@ -94,17 +94,16 @@ def test_what_needs_all_gradients_is_refused(
     assert f"does not go with training.optimizer_in_backward: {text}" in str(caught.value)
 
 
-def test_several_processes_are_refused(
-    toys: Any, tmp_path: Path, llama: Path, chat: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_processes_are_refused(toys: Any, tmp_path: Path, llama: Path, chat: dict[str, Any]) -> None:
+    from graftwork.launch import Place
     from graftwork_native.setup import backward_step_of
+    from graftwork_native.world import World
 
     config = toys.config(tmp_path, llama, chat, training={**PLAIN, "optimizer_in_backward": True})
-    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(
         UsageError, match="optimizer_in_backward: with several processes a weight is stepped by the sum"
     ):
-        backward_step_of(config, torch.optim.SGD([nn.Parameter(torch.zeros(1))]))
+        backward_step_of(config, torch.optim.SGD([nn.Parameter(torch.zeros(1))]), World(Place(0, 2)))
 
 
 def test_a_gradient_that_is_no_number_ends_the_run_before_its_weight_is_stepped() -> None:

@@ -149,6 +149,23 @@ def test_pairs_for_kto_are_two_judged_answers(toys: Any, tmp_path: Path) -> None
     same(batches.unpaired(row, PAD, {}), DataCollatorForUnpairedPreference(PAD)(rotated(examples)))
 
 
+def test_judged_answers_of_hugging_face_are_the_same(toys: Any, tmp_path: Path) -> None:
+    """A reader that goes by the rows takes one with a label for a preference; here it is a conversation."""
+    row, labels = first_row(toys, tmp_path, "TRL_KTO")
+    data = {"train": toys.split(tmp_path / "TRL_KTO.jsonl", "huggingface")}
+    config = toys.config(tmp_path, tmp_path, "TRL_KTO", data, training={"per_device_train_batch_size": 4})
+    loaded = load_data(config, METHODS["TRL_KTO"], toys.tokenizer(), END, 1)
+    assert loaded.labels == labels
+    same(batches.unpaired(next(loaded.train.steps())[0], PAD, loaded.labels), batches.unpaired(row, PAD, labels))
+
+
+def test_pairs_of_hugging_face_with_a_label_are_pairs(toys: Any, tmp_path: Path) -> None:
+    rows = [{**row, "label": True} for row in toys.pairs()]
+    data = {"train": toys.split(toys.write(tmp_path / "pairs.jsonl", rows), "huggingface")}
+    config = toys.config(tmp_path, tmp_path, "TRL_KTO", data)
+    assert next(load_data(config, METHODS["TRL_KTO"], toys.tokenizer(), END, 1).train.steps())[0].pairs is not None
+
+
 @pytest.mark.parametrize("label", [None, "yes", 2])
 def test_a_row_without_a_verdict_is_told(toys: Any, tmp_path: Path, label: object) -> None:
     from graftwork.errors import DataError

@@ -16,13 +16,15 @@ from graftwork.data.lengths import prepare
 from graftwork.data.names import look_up
 from graftwork.data.prepare import Chunk, Job, prepare_rows
 from graftwork.data.streaming import Mixture, ShuffledRows, StreamedLoader
-from graftwork.errors import DataError
+from graftwork.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from graftwork.config import DatasetParams, DatasetSplitParams
+    from transformers import PreTrainedTokenizerFast
+
+    from graftwork.config import DatasetParams, DatasetSplitParams, RunConfig
     from graftwork.data.account import Outcome
     from graftwork.data.readers import Row
     from graftwork.data.samples import Encode
@@ -30,18 +32,22 @@ if TYPE_CHECKING:
 __all__ = [
     "LoadRequest",
     "Loader",
+    "count_steps",
     "describe",
     "encoder_for",
     "fingerprint",
     "hash_ends",
     "load_indexed",
     "load_split",
+    "max_length",
     "open_source",
     "schema_of",
 ]
 
 logger = logging.getLogger(__name__)
 Loader = IndexedLoader | StreamedLoader
+DEFAULT_LENGTH = 2048
+"""Tokens of a sample where nothing says otherwise and the model could take more."""
 
 
 def load_split(request: LoadRequest) -> Loader:
@@ -133,6 +139,23 @@ def packer_for(request: LoadRequest) -> Callable[[], Packer]:
 def seed_of(request: LoadRequest) -> int:
     """The split's own seed, or the run's."""
     return request.seed if request.split.seed is None else request.split.seed
+
+
+def max_length(config: RunConfig, split: DatasetSplitParams, tokenizer: PreTrainedTokenizerFast) -> int:
+    """Tokens of a sample: the split's, the model section's, or what the tokenizer says its model can take, at most
+    :data:`DEFAULT_LENGTH`.
+    """
+    given = split.max_length or config.model.model_max_length
+    return given or min(DEFAULT_LENGTH, int(tokenizer.model_max_length))
+
+
+def count_steps(config: RunConfig, loader: Loader) -> int:
+    """``max_steps``, or the steps in ``num_train_epochs``."""
+    if config.training.max_steps > 0:
+        return config.training.max_steps
+    if not isinstance(loader, IndexedLoader):
+        raise UsageError("training.max_steps: data that is streamed has no known end; say how many steps to train")
+    return loader.count_steps(config.training.num_train_epochs)
 
 
 def fingerprint(split: DatasetSplitParams) -> dict[str, str]:

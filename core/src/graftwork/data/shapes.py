@@ -22,7 +22,7 @@ def shape_of(data: Mapping[str, Any], messages_field: str = "messages", text_fie
     """
     turns = next((field for field in (messages_field, *TURNS) if given(data, field)), None)
     chat = turns is not None or any(given(data, names[0]) and given(data, names[-1]) for names in (*ALPACA, *PAIRS))
-    if any(given(data, chosen) and given(data, rejected) for chosen, rejected in ANSWERS):
+    if is_pair(data):
         return "preference"
     if chat and isinstance(data.get("label"), bool):
         return "preference"
@@ -31,6 +31,11 @@ def shape_of(data: Mapping[str, Any], messages_field: str = "messages", text_fie
     if chat:
         return "chat"
     return "text" if isinstance(data.get(text_field), str) else None
+
+
+def is_pair(data: Mapping[str, Any]) -> bool:
+    """Whether a row has two answers, one of which is preferred."""
+    return any(given(data, chosen) and given(data, rejected) for chosen, rejected in ANSWERS)
 
 
 def has_images(turns: Any) -> bool:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,16 @@ from graftwork.builders.optimizers import parameter_groups
 from graftwork.config.checks import trainers_of
 from graftwork.data.holdout import report_shared
 from graftwork.data.indexed import IndexedLoader
-from graftwork.data.loader import Loader, LoadRequest, describe, load_indexed, load_split, schema_of
+from graftwork.data.loader import (
+    Loader,
+    LoadRequest,
+    count_steps,
+    describe,
+    load_indexed,
+    load_split,
+    max_length,
+    schema_of,
+)
 from graftwork.errors import UsageError
 from graftwork.registry import get_registry
 from graftwork.runs.memory import resident_bytes
@@ -46,9 +54,6 @@ if TYPE_CHECKING:
     from graftwork_native.world import World
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_LENGTH = 2048
-"""Tokens of a block where nothing says otherwise and the model could take more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +130,7 @@ def set_up(request: TrainRequest, world: World) -> Parts:
         loaded_dtype=loaded_dtype,
         facts=facts,
         saving=saving_of(config, model),
-        backward_step=backward_step_of(config, optimizer),
+        backward_step=backward_step_of(config, optimizer, world),
     )
 
 
@@ -137,11 +142,11 @@ def saving_of(config: RunConfig, model: nn.Module) -> Callable[[], AbstractConte
     return partial(Offloading, model)
 
 
-def backward_step_of(config: RunConfig, optimizer: torch.optim.Optimizer) -> BackwardStep | None:
+def backward_step_of(config: RunConfig, optimizer: torch.optim.Optimizer, world: World) -> BackwardStep | None:
     """The steps within the backward pass, where they are asked for."""
     if not config.training.optimizer_in_backward:
         return None
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world.size > 1:
         raise UsageError(
             "training.optimizer_in_backward: with several processes a weight is stepped by the sum of their gradients, "
             "which is made after the backward pass: remove it, or train in one process"
@@ -199,13 +204,6 @@ def load_request(
     )
 
 
-def max_length(config: RunConfig, split: DatasetSplitParams, tokenizer: PreTrainedTokenizerFast) -> int:
-    """The split's, the model section's, or what the tokenizer says its model can take, at most 2048."""
-    if split.max_length or config.model.model_max_length:
-        return split.max_length or config.model.model_max_length or DEFAULT_LENGTH
-    return min(DEFAULT_LENGTH, int(tokenizer.model_max_length))
-
-
 def load_validation(
     config: RunConfig, tokenizer: PreTrainedTokenizerFast, stop_ids: frozenset[int]
 ) -> IndexedLoader | None:
@@ -219,27 +217,8 @@ def load_validation(
                 "eval_strategy: no (and none of early_stopping_patience, load_best_model_at_end and keep_best)"
             )
         return None
-    return load_indexed(
-        LoadRequest(
-            split=split,
-            tokenizer=tokenizer,
-            max_length=max_length(config, split, tokenizer),
-            stop_ids=stop_ids,
-            seed=training.seed,
-            batch_size=training.per_device_eval_batch_size,
-            template_variables=config.model.chat_template_kwargs,
-            special_tokens_in_content=config.data.special_tokens_in_content,
-        )
-    )
-
-
-def count_steps(config: RunConfig, loader: Loader) -> int:
-    """``max_steps``, or the steps in ``num_train_epochs``."""
-    if config.training.max_steps > 0:
-        return config.training.max_steps
-    if not isinstance(loader, IndexedLoader):
-        raise UsageError("training.max_steps: data that is streamed has no known end; say how many steps to train")
-    return loader.count_steps(config.training.num_train_epochs)
+    request = load_request(config, split, tokenizer, stop_ids)
+    return load_indexed(replace(request, batch_size=training.per_device_eval_batch_size))
 
 
 def choose_prompts(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from graftwork.data.indexed import IndexedLoader
-from graftwork.data.loader import LoadRequest, load_indexed, load_split, open_source, schema_of
+from graftwork.data.conversations import given
+from graftwork.data.loader import LoadRequest, load_indexed, load_split, max_length, open_source, schema_of
 from graftwork.data.names import look_up
+from graftwork.data.shapes import is_pair
 from graftwork.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -15,13 +16,12 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerFast
 
-    from graftwork.config import DatasetSplitParams, RunConfig
+    from graftwork.config import DatasetParams, DatasetSplitParams, RunConfig
+    from graftwork.data.indexed import IndexedLoader
     from graftwork.data.loader import Loader
     from graftwork.data.readers import Row as SourceRow
     from graftwork_trl.methods import Method
 
-DEFAULT_LENGTH = 2048
-"""Tokens of a sample where nothing says otherwise and the model could take more."""
 COLLATORS = ("text_with_padding", "text_completions_only_with_padding", "dpo_with_padding")
 """What a collator may be called here: the batches are those that the method's loss takes, whatever the name."""
 
@@ -73,8 +73,22 @@ def for_method(split: DatasetSplitParams, method: Method) -> DatasetSplitParams:
         raise UsageError(f"data.*.pack: {method.name} takes its samples one below another; set pack: false")
     if method.batch == "unpaired":
         # One answer is judged: the last one. What the assistant said before is part of the prompt.
-        return split.model_copy(update={"train_target": "final_assistant_turn"})
+        datasets = [as_conversations(params) for params in split.datasets]
+        return split.model_copy(update={"train_target": "final_assistant_turn", "datasets": datasets})
     return split
+
+
+def as_conversations(params: DatasetParams) -> DatasetParams:
+    """The dataset, said to hold conversations where it is of those whose rows tell, and they have a ``label``: such a
+    row is a kind of preference to everybody else.
+    """
+    spec, options = look_up(params)
+    if spec.recognise is None or spec.schema != "preference":
+        return params
+    first = next(iter(open_source(params, spec, options).rows()), None)
+    if first is None or is_pair(first.data) or not given(first.data, "label"):
+        return params
+    return params.model_copy(update={"dataset_kwargs": {**params.dataset_kwargs, "rows_are": "chat"}})
 
 
 def common(
@@ -89,21 +103,6 @@ def common(
         "template_variables": config.model.chat_template_kwargs,
         "special_tokens_in_content": config.data.special_tokens_in_content,
     }
-
-
-def max_length(config: RunConfig, split: DatasetSplitParams, tokenizer: PreTrainedTokenizerFast) -> int:
-    """The split's, the model section's, or what the tokenizer says its model can take, at most 2048."""
-    given = split.max_length or config.model.model_max_length
-    return given or min(DEFAULT_LENGTH, int(tokenizer.model_max_length))
-
-
-def count_steps(config: RunConfig, loader: Loader) -> int:
-    """``max_steps``, or the steps in ``num_train_epochs``."""
-    if config.training.max_steps > 0:
-        return config.training.max_steps
-    if not isinstance(loader, IndexedLoader):
-        raise UsageError("training.max_steps: data that is streamed has no known end; say how many steps to train")
-    return loader.count_steps(config.training.num_train_epochs)
 
 
 def source_rows(split: DatasetSplitParams) -> Iterator[tuple[SourceRow, str]]:

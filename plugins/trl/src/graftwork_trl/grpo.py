@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork.chat import encode_prompt
 from graftwork.data.conversations import to_conversation, tools_of
+from graftwork.data.loader import max_length
 from graftwork.data.order import epoch_order
 from graftwork.errors import DataError, RunError, UsageError
 from graftwork.messages import Role
 from graftwork.registry import get_registry
-from graftwork_trl.data import for_method, max_length, source_rows
+from graftwork_trl.data import for_method, source_rows
 from graftwork_trl.loops import Recorded
 
 if TYPE_CHECKING:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import resource
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from graftwork.errors import RunError, UsageError, did_you_mean
 from graftwork.files import remove_folder
+from graftwork.runs.memory import peak_memory_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    import torch
     from transformers import PreTrainedTokenizerFast
 
     from graftwork.config import RunConfig
@@ -167,11 +165,3 @@ class Session:
         for path in self.run.checkpoints[:-limit] if limit else []:
             if path.name != f"step-{self.state.best_step}":
                 remove_folder(path)
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most that there was: of the device's memory on CUDA, else of the process's resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -20,7 +20,7 @@ from transformers import PrinterCallback
 from graftwork.adapters.final import final_models
 from graftwork.builders import build_tokenizer
 from graftwork.builders.family import family_of_params
-from graftwork.data.loader import describe, schema_of
+from graftwork.data.loader import count_steps, describe, schema_of
 from graftwork.errors import UsageError
 from graftwork.files import complete_folder
 from graftwork.registry import get_registry
@@ -29,7 +29,7 @@ from graftwork.tokenizers import stop_token_ids
 from graftwork.training import TrainRequest, TrainResult
 from graftwork_trl.arguments import arguments
 from graftwork_trl.batches import maker
-from graftwork_trl.data import count_steps, load_data
+from graftwork_trl.data import load_data
 from graftwork_trl.grpo import Grpo, Prompts, prompts_per_step, rewards_of
 from graftwork_trl.loops import OwnSteps, as_came, explained, recorded, save_model
 from graftwork_trl.methods import METHODS, quiet
