@@ -139,6 +139,21 @@ def test_a_process_of_a_launch_launches_nothing(monkeypatch: pytest.MonkeyPatch)
     )
 
 
+def test_processes_are_told_what_the_launcher_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from graftwork.cli import main
+
+    given: list[Any] = []
+    monkeypatch.setattr("graftwork.launch.local.launch", lambda arguments, count: given.append((arguments, count)) or 3)
+    path = tmp_path / "run.yaml"
+    (tmp_path / "text.txt").write_text("a text")
+    data = f"{{train: {{datasets: [{{dataset_name: text, dataset_path: {tmp_path / 'text.txt'}}}]}}}}"
+    path.write_text(f"model: {{model_name: some/model}}\ndata: {data}\n")
+    command = ["--debug", "train", "-c", str(path), "--resume", "--nproc-per-node", "2", "training.max_steps=3"]
+    with pytest.raises(SystemExit, match="3"):
+        main(command)
+    assert given == [(["--debug", "train", "-c", str(path), "--resume", "training.max_steps=3"], 2)]
+
+
 def test_processes_share_the_cores_and_find_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -96,6 +96,7 @@ def test_an_ignored_field_at_its_default_is_no_mistake(minimal):
         (["training.eval_strategy=steps"], "there is nothing to evaluate on: data.validation.datasets is empty"),
         ([*VALIDATION, "training.early_stopping_patience=2"], "needs evaluations; set training.eval_strategy"),
         ([*VALIDATION, "training.load_best_model_at_end=true"], "needs evaluations; set training.eval_strategy"),
+        ([*VALIDATION, "training.keep_best=2"], "needs evaluations; set training.eval_strategy"),
         (["training.warmup_ratio=0.1", "training.warmup_steps=3"], "training.warmup_steps = 3 says the same"),
         (["training.lr_scheduler_kwargs={min_lr: 0.1}"], "not an option of the schedule linear"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import click
@@ -36,7 +37,9 @@ def train(path: str, resume: bool, nproc_per_node: int, overrides: tuple[str, ..
     if nproc_per_node > 1:
         from graftwork.launch.local import launch
 
-        raise SystemExit(launch(["train", "-c", path, *(["--resume"] if resume else []), *overrides], nproc_per_node))
+        options = ["--debug"] if logging.getLogger("graftwork").level == logging.DEBUG else []
+        options += ["train", "-c", path, *(["--resume"] if resume else [])]
+        raise SystemExit(launch([*options, *overrides], nproc_per_node))
     from graftwork.launch import Place
     from graftwork.runs.progress import Progress
     from graftwork.training import train as run

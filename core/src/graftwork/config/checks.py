@@ -217,7 +217,7 @@ def _check_evaluation(config: RunConfig) -> Iterator[Problem]:
             yield Problem(path=_EVAL, value=training.eval_strategy, text=text, related=related)
         return
     needs = "needs evaluations; set training.eval_strategy to steps or epoch"
-    for name in ("early_stopping_patience", "load_best_model_at_end"):
+    for name in ("early_stopping_patience", "load_best_model_at_end", "keep_best"):
         if value := getattr(training, name):
             yield Problem(path=("training", name), value=value, text=needs, related=(_EVAL,))
 

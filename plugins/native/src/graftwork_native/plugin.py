@@ -1,4 +1,4 @@
-"""Entry module of graftwork's own trainers: declares them and their optimizers, imports nothing heavy."""
+"""Entry module of graftwork's own trainers: declares them, imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The training loop: rows in, a model out. Pretraining and fine-tuning differ only in their data.
+"""The training loop: rows in, a model out. Methods differ in their data and in their objective, never here.
 
-The loss of an optimizer step is the sum of the cross-entropy over all its labels divided by their number, over
-every row of the step: how the step is cut into rows changes nothing.
+The loss of an optimizer step is the sum of its rows' losses divided by the sum of their weights (labels, or pairs),
+over every row of the step and of every process: how the step is cut into rows changes nothing.
 """
 
 from __future__ import annotations
