@@ -15,7 +15,7 @@ from graftwork.config import RunConfig
 from graftwork.errors import RunError, UsageError
 from graftwork.runs import checkpoints
 from graftwork.runs.checkpoints import damage, new_checkpoint, read_seal
-from graftwork.runs.run import Run, keep_lines, open_run, read_lines, step_of
+from graftwork.runs.run import Run, keep_lines, open_run, read_lines, read_record, read_settings, step_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,7 +84,7 @@ def test_two_at_once(run: Run) -> None:
 def test_a_damaged_record(run: Run) -> None:
     (run.folder / "run.json").write_text('{"status": ')
     run.release()
-    with pytest.raises(RunError, match=r"run\.json is damaged .*start a new run in another training\.output_dir"):
+    with pytest.raises(RunError, match=r"run\.json is damaged .*as training\.resume_from_checkpoint"):
         open_run(run.config, resume=True)
     with pytest.raises(RunError, match="damaged"):
         open_run(run.config, resume=True)  # not: another process is writing to this run
@@ -152,9 +152,7 @@ def test_an_evaluation_that_is_made_again_is_one_line(run: Run) -> None:
 
 def test_a_folder_that_went_is_not_made_anew(run: Run) -> None:
     shutil.rmtree(run.folder)
-    with pytest.raises(
-        RunError, match=r"run: the run folder was removed or moved .*put it back, then go on with"
-    ):
+    with pytest.raises(RunError, match=r"run: the run folder was removed or moved .*put it back, then go on with"):
         run.require_folder()
     with pytest.raises(RunError, match="the run folder was removed or moved"), new_checkpoint(run, 3):
         pytest.fail("there is no folder to write into")
@@ -223,3 +221,44 @@ def test_a_report_that_fails_is_only_said(run: Run, monkeypatch: pytest.MonkeyPa
     run.finish(None)
     assert "no report: ZeroDivisionError: no curve" in caplog.text
     assert json.loads((run.folder / "run.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("run.json", b"", "Expecting value"),
+        ("run.json", b"[]", "it holds no names and values"),
+        ("run.json", b"null", "it holds no names and values"),
+        ("run.json", b'{"data": 3}', "its fields are not what a run writes"),
+        ("run.json", b'{"data": {"train": []}}', "its fields are not what a run writes"),
+        ("run.json", b'{"begun_with": 2}', "its fields are not what a run writes"),
+        ("run.json", b"\xff\x00", "can't decode byte"),
+        ("config.yaml", b"", "it holds no names and values"),
+        ("config.yaml", b"model: {a: [b", "while parsing a flow sequence"),
+        ("config.yaml", b"- 1", "it holds no names and values"),
+        ("config.yaml", b"model: 3", "its sections are not what a run writes"),
+        ("config.yaml", b"\xff\xfe\x00", "can't decode byte"),
+    ],
+)
+def test_a_damaged_file_of_the_run_is_said_with_the_way_on(run: Run, name: str, content: bytes, reason: str) -> None:
+    (run.folder / name).write_bytes(content)
+    with pytest.raises(RunError) as caught:
+        (read_record if name == "run.json" else read_settings)(run.folder / name)
+    assert str(caught.value).startswith(f"{run.folder / name} is damaged (")
+    assert reason in str(caught.value)
+    assert "give it as training.resume_from_checkpoint, and another training.output_dir" in str(caught.value)
+
+
+def test_lines_of_something_else_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": null}\n{"step": "1"}\n\xff\xfe{"step": 1}\n{"step": 1, "loss": 2.0}\n')
+    keep_lines(path, 3)
+    assert path.read_text() == '{"step": 1, "loss": 2.0}\n'
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", "[" * 100_000])
+def test_a_seal_that_is_something_else(run: Run, content: str) -> None:
+    with new_checkpoint(run, 3):
+        pass
+    (run.folder / "checkpoints" / "step-3" / "checkpoint.json").write_text(content)
+    assert str(damage(run.folder / "checkpoints" / "step-3")).startswith("checkpoint.json cannot be read (")

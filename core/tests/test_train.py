@@ -257,6 +257,19 @@ def test_a_checkpoint_says_itself_what_it_belongs_to(toy: Any, config: RunConfig
     assert not (tmp_path / "again").exists()
 
 
+def test_only_what_changed_is_listed(toy: Any, config: RunConfig) -> None:
+    train(config)
+    other = config.model_copy(deep=True)
+    other.data.train.pack = True
+    other.data.train.datasets[0].dataset_kwargs = {"separator": "--"}
+    with pytest.raises(UsageError) as caught:
+        train(other, resume=True)
+    assert str(caught.value).splitlines()[1:-1] == [
+        "  data.train.datasets.0.dataset_kwargs.separator was None, is '--'",
+        "  data.train.pack was False, is True",
+    ]
+
+
 def test_a_checkpoint_that_is_asked_for_must_be_whole(toy: Any, config: RunConfig, tmp_path: Path) -> None:
     train(config)
     asked = tmp_path / "run" / "checkpoints" / "step-3"

@@ -21,7 +21,7 @@ from graftwork.notices import own_loggers
 from graftwork.registry import get_registry
 from graftwork.runs.checkpoints import as_json, newest_whole, read_seal, require_whole, set_aside_newer
 from graftwork.runs.follower import Follower
-from graftwork.runs.run import Listener, Run, open_run
+from graftwork.runs.run import Listener, Run, open_run, read_settings
 from graftwork.runs.signals import handled, stop
 
 if TYPE_CHECKING:
@@ -204,8 +204,8 @@ def asked_checkpoint(run: Run, path: Path) -> Path:
 
 def check_same_run(run: Run, config: RunConfig, data: Mapping[str, Any]) -> None:
     """Resuming with another configuration or other data would be another run under the same name."""
-    before = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
-    before = forgive_accumulation(before, config, run.record, Place.here().size)
+    settings = read_settings(run.folder / "config.yaml")
+    before = forgive_accumulation(settings, config, run.record, Place.here().size)
     changes = differences(before, yaml.safe_load(config.to_yaml()))
     for split, files in run.record.get("data", {}).items():
         changes += changed_files(split, files, data[split])
@@ -261,9 +261,19 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             continue
         old, new = before.get(section) or {}, now.get(section) or {}
         for field in sorted({*old, *new} - free):
-            if old.get(field) != new.get(field):
-                found.append(f"{section}.{field} was {old.get(field)!r}, is {new.get(field)!r}")
+            found += changes_of(f"{section}.{field}", old.get(field), new.get(field))
     return found
+
+
+def changes_of(name: str, before: Any, now: Any) -> list[str]:
+    """What became another value, by the name of the innermost field: a whole split of the data nobody can compare."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        pairs = [(f"{name}.{key}", before.get(key), now.get(key)) for key in sorted({*before, *now}, key=str)]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = [(f"{name}.{index}", *both) for index, both in enumerate(zip(before, now, strict=True))]
+    else:
+        return [f"{name} was {before!r}, is {now!r}"] if before != now else []
+    return [change for pair in pairs for change in changes_of(*pair)]
 
 
 def description(config: RunConfig, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def read_seal(folder: Path) -> dict[str, Any]:
         digest = content.pop("sha256")
     except FileNotFoundError:
         raise ValueError(f"{SEAL} is missing") from None
-    except (OSError, ValueError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{SEAL} cannot be read ({type(error).__name__}: {error})") from error
     if digest != digest_of_json(content):
         raise ValueError(f"{SEAL} is not as it was written")

@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+import yaml
+
 from graftwork.errors import RunError, UsageError
 from graftwork.files import remove_leftovers, sync, write_text
 from graftwork.registry import get_registry
@@ -69,7 +71,7 @@ class Run:
 
     def log_samples(self, step: int, stage: str, samples: Iterable[Mapping[str, Any]]) -> None:
         """One line of ``samples.jsonl`` each; nothing where this stage has its lines already (after a resume)."""
-        if any(line["step"] == step and line["stage"] == stage for line in read_lines(self.samples_path)):
+        if any(line["step"] == step and line.get("stage") == stage for line in read_lines(self.samples_path)):
             return
         for sample in samples:
             self._append(self.samples_path, {"step": step, "stage": stage, **sample})
@@ -184,12 +186,40 @@ def enter(folder: Path, config: RunConfig, lock: TextIO, *, resume: bool) -> Run
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What ``run.json`` says."""
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path} is damaged ({error}); start a new run in another training.output_dir") from error
+    """What ``run.json`` says. Raises :class:`RunError` where it is not what a run wrote."""
+    record = read_fields(path, json.loads)
+    data = record.get("data", {})
+    files = list(data.values()) if isinstance(data, dict) else [data]
+    if not all(isinstance(part, dict) for part in (*files, record.get("begun_with", {}))):
+        raise damaged(path, "its fields are not what a run writes")
     return record
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The sections in a run's ``config.yaml``. Raises :class:`RunError` where it is not what a run wrote."""
+    settings = read_fields(path, yaml.safe_load)
+    if not all(isinstance(section, dict | None) for section in settings.values()):
+        raise damaged(path, "its sections are not what a run writes")
+    return settings
+
+
+def read_fields(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """A file of names and values."""
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise damaged(path, " ".join(str(error).split())) from error
+    if not isinstance(content, dict):
+        raise damaged(path, "it holds no names and values")
+    return content
+
+
+def damaged(path: Path, reason: str) -> RunError:
+    """The error for a file of the run folder, with the way on: a checkpoint says itself what it belongs to."""
+    return RunError(
+        f"{path} is damaged ({reason}); go on from the run's last checkpoint, which holds all that is needed: give it "
+        "as training.resume_from_checkpoint, and another training.output_dir"
+    )
 
 
 def step_of(checkpoint: Path) -> int | None:
@@ -239,7 +269,7 @@ def read_line(line: str) -> dict[str, Any] | None:
         found = json.loads(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and "step" in found else None
+    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
 
 
 @contextmanager
