@@ -222,9 +222,13 @@ def test_a_damaged_best_one_is_passed_over(
 
 
 def test_keeping_the_best_needs_something_to_evaluate_on(toys: Any, tmp_path: Path, llama: Path, chat: Any) -> None:
-    config = toys.config(tmp_path, llama, {"train": chat["train"]}, training={"keep_best": 2})
-    with pytest.raises(UsageError, match=r"nothing to evaluate on; .*load_best_model_at_end and keep_best"):
-        train(config)
+    data, training = {"train": chat["train"]}, {"keep_best": 2}
+    with pytest.raises(
+        UsageError, match=r"keep_best.* needs evaluations; set training.eval_strategy to steps or epoch"
+    ):
+        train(toys.config(tmp_path, llama, data, training=training))
+    with pytest.raises(UsageError, match=r"nothing to evaluate on: data.validation.datasets is empty"):
+        train(toys.config(tmp_path, llama, data, training={**training, "eval_strategy": "steps"}))
 
 
 def test_misspelt_names_of_what_is_kept_are_answered() -> None:

@@ -208,17 +208,11 @@ def load_validation(
     config: RunConfig, tokenizer: PreTrainedTokenizerFast, stop_ids: frozenset[int]
 ) -> IndexedLoader | None:
     """The held-out split, or None where there is none."""
-    training, split = config.training, config.data.validation
+    split = config.data.validation
     if not split.datasets:
-        asking = (training.early_stopping_patience, training.load_best_model_at_end, training.keep_best)
-        if training.eval_strategy != "no" or any(asking):
-            raise UsageError(
-                "training.eval_strategy: there is nothing to evaluate on; give data.validation.datasets, or set "
-                "eval_strategy: no (and none of early_stopping_patience, load_best_model_at_end and keep_best)"
-            )
         return None
     request = load_request(config, split, tokenizer, stop_ids)
-    return load_indexed(replace(request, batch_size=training.per_device_eval_batch_size))
+    return load_indexed(replace(request, batch_size=config.training.per_device_eval_batch_size))
 
 
 def choose_prompts(
