@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ _HEAVY = frozenset({"torch", "transformers", "peft", "accelerate", "safetensors"
 
 def import_heavy(module: str) -> Any:
     """Imports ``module``; raises :class:`MissingExtraError` where something of ``graftwork[models]`` is missing."""
+    # PEFT imports bitsandbytes wherever that is installed, which warns then of compiled code that it did not fetch.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
