@@ -13,6 +13,7 @@ import pytest
 
 from graftwork import train
 from graftwork.config import RunConfig
+from graftwork.config.fsdp import FsdpParams
 from graftwork.errors import DataError, RunError, UsageError
 from graftwork.registry import get_registry
 from graftwork.runs.signals import Stopped, exit_code
@@ -324,3 +325,6 @@ def test_a_field_that_changes_the_numbers_is_never_free(toy: Any, config: RunCon
     }.items():  # fmt: skip
         with pytest.raises(UsageError, match=rf"training\.{name} was .*, is {value!r}"):
             train(changed(config, **{name: value}), resume=True)
+    half = config.model_copy(update={"fsdp": FsdpParams(mixed_precision="bf16")})
+    with pytest.raises(UsageError, match=r"fsdp\.mixed_precision was None, is 'bf16'"):
+        train(half, resume=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import yaml
 
 from graftwork.config import check_config, plugin_params
+from graftwork.config.fsdp import FsdpParams
 from graftwork.errors import RunError, UsageError
 from graftwork.launch import Place
 from graftwork.launch.batch import describe_batch, forgive_accumulation, keep_global_batch
@@ -41,7 +42,8 @@ FREE_TO_CHANGE = {
         "resume_from_checkpoint", "try_resume_from_last_checkpoint", "max_steps", "num_train_epochs", "keep_best",
         "nonfinite_loss", "ddp_find_unused_parameters", "nccl_default_timeout_minutes",
     },
-    "fsdp": None,
+    # How a model is cut changes no number; in which type its pieces are put together does.
+    "fsdp": set(FsdpParams.model_fields) - {"mixed_precision"},
     "generation": None,
 }  # fmt: skip
 """What a resumed run may have otherwise than before: none of it changes a step that was taken."""
