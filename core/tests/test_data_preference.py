@@ -70,6 +70,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "chosen": "\n\nHuman: 2 + 2?\n\nAssistant: 4",
         "rejected": "\n\nHuman: 2 + 2?\n\nAssistant: 5",
     },
+    "OpenAI": {
+        "input": {"messages": [USER], "tools": []},
+        "preferred_output": [RIGHT],
+        "non_preferred_output": [WRONG],
+    },
     "paired answers of Stack Exchange": {"question": "2 + 2?", "response_j": "4", "response_k": "5"},
     "one message as an answer": {"messages": [USER], "chosen": RIGHT, "rejected": WRONG},
     "null fields of another shape": {

@@ -14,7 +14,7 @@ import pytest
 from trl import maybe_convert_to_chatml
 
 from graftwork.config import DatasetParams
-from graftwork.data.conversations import to_conversation, to_labelled, tools_of
+from graftwork.data.conversations import plain_turns, to_conversation, to_labelled, tools_of
 from graftwork.data.files import Unreadable
 from graftwork.data.names import look_up
 from graftwork.data.readers import OpenRequest, Row
@@ -71,6 +71,10 @@ SHARED = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
         ({"prompt": TALK[:1], "completion": TALK[1:]}, ASKED),
         ({"prompt": "Q", "response": "A", "system": "S"}, [("system", "S"), *ASKED]),
         ({"question": "Q", "answer": "A"}, ASKED),
+        ({"system_prompt": "S", "question": "Q", "response": "A"}, [("system", "S"), *ASKED]),
+        ({"question": "Q", "answer": "A", "system_prompt": "S"}, [("system", "S"), *ASKED]),
+        ({"messages": TALK, "system_prompt": "S"}, [("system", "S"), *ASKED]),
+        ({"conversations": [SHARED[0], {"from": "chatgpt", "value": "A"}]}, ASKED),
         # A table with rows of several shapes has every field in each, null where it is another's.
         ({"messages": None, "conversations": None, "instruction": None, "question": "Q", "answer": "A"}, ASKED),
     ],
@@ -102,6 +106,14 @@ def test_a_call_of_a_tool_and_its_result(turn: dict[str, Any], result: dict[str,
     assert messages[2].text == "3"
 
 
+def test_tools_under_the_name_that_openai_had_first() -> None:
+    function = {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}}}
+    assert tools_of(row({"messages": TALK, "functions": [function]})) == [{"type": "function", "function": function}]
+    assert plain_turns(row({"messages": TALK, "functions": [function]})) is None, "it is more than its messages"
+    with pytest.raises(DataError, match=r"rows.jsonl:7: functions is no list of objects but 5"):
+        tools_of(row({"messages": TALK, "functions": 5}))
+
+
 def test_arguments_that_are_no_object_stay_a_text() -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": "a=1"}}
     messages = to_conversation(row({"messages": [{"role": "assistant", "tool_calls": [call]}]})).messages
@@ -124,8 +136,8 @@ def test_tools_that_are_described_by_themselves_are_put_where_templates_look() -
         ({"messages": "a text"}, r"messages: Input should be a valid list \(got 'a text'\)"),
         ({"messages": "[{"}, r"messages is a text that is not JSON: '\[\{'"),
         (
-            {"conversations": [{"from": "bard", "value": "Q"}]},
-            r"rows\.jsonl:7: conversations\.0\.from: 'bard' is nobody known; expected one of: human, user, gpt",
+            {"conversations": [{"from": "narrator", "value": "Q"}]},
+            r"rows\.jsonl:7: conversations\.0\.from: 'narrator' is nobody known; expected one of: human, user, gpt",
         ),
         ({"conversations": [{"from": ["gpt"], "value": "Q"}]}, r"conversations\.0\.from: \['gpt'\] is nobody known"),
         ({"conversations": [{"from": "gpt", "value": 3}]}, r"conversations\.0\.content\S*: Input should .*\(got 3\)"),

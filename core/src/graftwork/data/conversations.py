@@ -21,13 +21,21 @@ SHAPES = (
 TURNS = ("messages", "conversation", "conversations", "dialogue")
 """Where a row has its list of turns."""
 ALPACA = (("instruction", "input", "output"), ("instruction", "context", "response"))
-PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
+PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("question", "response"))
+SYSTEM = ("system", "system_prompt")
+"""Where a row has its system message, if not among its turns."""
+TOOLS = ("tools", "functions")
+"""Where a row has the tools that may be called; the second is OpenAI's older one."""
 
 ROLES = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
     "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
     "system": "system",
     "developer": "system",
     "function_call": "assistant",
@@ -63,7 +71,7 @@ def plain_turns(row: Row, messages_field: str = "messages") -> tuple[tuple[str, 
     """
     data = row.data
     turns = data.get(messages_field) if type(data) is dict else None
-    if type(turns) is not list or data.get("system") or data.get("tools"):
+    if type(turns) is not list or any(data.get(field) for field in (*SYSTEM, *TOOLS)):
         return None
     roles, texts = [], []
     for turn in turns:
@@ -92,10 +100,13 @@ def texts_of(conversation: Conversation) -> tuple[tuple[str, ...], list[str]] | 
 def messages_of(data: Mapping[str, Any], where: str, messages_field: str = "messages") -> list[Message] | None:
     """The turns of the row, with the text of its field ``system`` before them; None where its shape is unknown."""
     messages = _messages_of(data, where, messages_field)
-    system = data.get("system")
-    if messages and system and messages[0].role is not Role.SYSTEM:
-        return [said(Role.SYSTEM, text_of(data, "system", where)), *messages]
-    return messages
+    return [*system_of(data, where), *messages] if messages and messages[0].role is not Role.SYSTEM else messages
+
+
+def system_of(data: Mapping[str, Any], where: str) -> list[Message]:
+    """The system message that stands beside the turns of a row, if there is one."""
+    field = next((field for field in SYSTEM if data.get(field)), None)
+    return [] if field is None else [said(Role.SYSTEM, text_of(data, field, where))]
 
 
 def _messages_of(data: Mapping[str, Any], where: str, messages_field: str) -> list[Message] | None:
@@ -222,20 +233,21 @@ def to_call(call: Any) -> Any:
 
 
 def tools_of(row: Row) -> list[dict[str, Any]] | None:
-    """The tools that the row's conversation may call: a list in the field ``tools``, or the JSON of one.
+    """The tools that the row's conversation may call: a list in one of its fields :data:`TOOLS`, or the JSON of one.
 
     One that is described by itself is put under ``function``, where templates look for it.
     """
-    tools = row.data.get("tools")
+    field = next((field for field in TOOLS if row.data.get(field)), TOOLS[0])
+    tools = row.data.get(field)
     if isinstance(tools, str) and tools.strip():
         try:
             tools = json.loads(tools)
         except json.JSONDecodeError:
-            raise DataError(f"{row.where}: tools is a text that is not JSON: {tools!r:.60}") from None
+            raise DataError(f"{row.where}: {field} is a text that is not JSON: {tools!r:.60}") from None
     if not tools:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise DataError(f"{row.where}: tools is no list of objects but {tools!r:.60}")
+        raise DataError(f"{row.where}: {field} is no list of objects but {tools!r:.60}")
     return [to_tool(tool) for tool in tools]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graftwork.data.conversations import earlier, from_turns, given, said, text_of, tools_of
+from graftwork.data.conversations import earlier, from_turns, given, said, system_of, text_of, tools_of
 from graftwork.data.lengths import TooLongError
 from graftwork.data.samples import Sample
 from graftwork.data.shapes import ANSWERS
@@ -61,9 +61,11 @@ class Pair:
 def to_pair(row: Row) -> Pair:
     """The row as a pair. Raises :class:`DataError` with the row's place where it is none.
 
-    The prompt stands beside the answers (Oumi's two shapes, ShareGPT's, Alpaca's, TRL's, Orca's), or the answers are
+    The prompt stands beside the answers (Oumi's two shapes, OpenAI's, ShareGPT's, Alpaca's, TRL's, Orca's), or they are
     whole conversations that begin alike (UltraFeedback, TRL's implicit prompt, Anthropic's HH).
     """
+    if isinstance(inside := row.data.get("input"), Mapping):  # OpenAI: messages and tools one level down
+        row = replace(row, data={**row.data, "input": None, **inside})
     fields = next((names for names in ANSWERS if all(given(row.data, name) for name in names)), None)
     if fields is None:
         raise DataError(f"{row.where}: {listed(row)} are no preference row; expected one of: {SHAPES}")
@@ -85,8 +87,8 @@ def to_pair(row: Row) -> Pair:
             f"{row.where}: the answers have no prompt: {listed(row)}, and {fields[0]} and {fields[1]} begin "
             f"differently; expected one of: {SHAPES}"
         )
-    if row.data.get("system") and prompt[0].role is not Role.SYSTEM:
-        prompt = (said(Role.SYSTEM, text_of(row.data, "system", row.where)), *prompt)
+    if prompt[0].role is not Role.SYSTEM:
+        prompt = (*system_of(row.data, row.where), *prompt)
     return Pair(prompt, chosen, rejected, tools_of(row))
 
 

@@ -10,7 +10,12 @@ from graftwork.data.conversations import ALPACA, PAIRS, TURNS, given
 if TYPE_CHECKING:
     from graftwork.specs import Schema
 
-ANSWERS = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("response_j", "response_k"))
+ANSWERS = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("response_j", "response_k"),
+    ("preferred_output", "non_preferred_output"),
+)
 IMAGES = ("image", "images")
 
 
