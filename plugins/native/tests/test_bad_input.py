@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from graftwork.cli import main
 
@@ -143,3 +144,17 @@ def test_settings(
     config = write_config(toys, tmp_path, llama, {"dataset_path": str(tmp_path / "rows.jsonl")}, stream=streamed)
     overrides = [override, *(["training.max_steps=-1"] if streamed else [])]
     assert message in refused(tmp_path, capsys, "-c", config, *overrides)
+
+
+def test_whole_modules_in_float32_need_mixed_products(
+    toys: Any, tmp_path: Path, chat: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = toys.save(tmp_path / "half", dtype=torch.bfloat16)
+    training = {"use_peft": True, "max_steps": 1}
+    config = toys.config(tmp_path, base, chat, training=training, peft={"lora_modules_to_save": ["embed_tokens"]})
+    path = str(toys.save_config(tmp_path / "run.yaml", config))
+    said = refused(tmp_path, capsys, "-c", path)
+    assert "training.mixed_precision_dtype: none does not go with base_model.model.model.embed_tokens" in said
+    assert "beside frozen weights in bfloat16; set it to bf16, or model.torch_dtype to float32" in said
+    for remedy in ("training.mixed_precision_dtype=bf16", "model.torch_dtype=float32"):
+        assert main(["train", "-c", path, remedy, f"training.output_dir={tmp_path / remedy}"]) == 0

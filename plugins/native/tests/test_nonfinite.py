@@ -142,8 +142,10 @@ def test_ten_in_a_row_are_not_the_rows(toys: Any, tmp_path: Path, poisoned: Path
     row = text.splitlines(keepends=True)[BAD_ROWS[0] - 1]
     (tmp_path / "train.jsonl").write_text("".join(text.splitlines(keepends=True)[:2]) + row * 40)
     config = configure(toys, tmp_path, poisoned, data, nonfinite_loss="skip", max_steps=3)
-    with pytest.raises(RunError, match=r"(?s)step 2: .*10 batches in a row had no finite loss, so it is not the"):
+    with pytest.raises(RunError, match=r"(?s)step 2: .*10 batches in a row had no finite loss or grad") as caught:
         train(config)
+    assert "Mend those rows and start anew. Where it is not the rows: lower" in str(caught.value)
+    assert "nonfinite_loss=skip" not in str(caught.value), "it is that already"
     assert damage(tmp_path / "run" / "checkpoints" / "step-1") is None
 
 

@@ -43,6 +43,7 @@ def load_model(config: RunConfig, checkpoint: Path | None) -> tuple[nn.Module, t
         model = with_adapter(model, config, checkpoint, tokens)
     if config.model.torch_dtype == "auto":
         precision.use_float32_masters(model)
+        precision.require_products(model, precision.autocast_dtype(config, device_of(model)))
         if checkpoint is not None:
             precision.return_frozen(model, getattr(torch, load_state(checkpoint).model_dtype))
     if config.training.enable_gradient_checkpointing:

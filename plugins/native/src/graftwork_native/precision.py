@@ -46,6 +46,22 @@ def use_float32_masters(model: nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
+def require_products(model: nn.Module, products: torch.dtype | None) -> None:
+    """Raises :class:`UsageError` where a float32 master would be multiplied with what frozen layers in half precision
+    give it, which only autocast does. A LoRA's own matrices take what they get in float32 themselves.
+    """
+    halves = {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad}
+    halves &= {torch.bfloat16, torch.float16}
+    for name, parameter in model.named_parameters():
+        whole = "modules_to_save" in name or name.endswith(".bias")
+        if products is None and halves and whole and parameter.requires_grad and parameter.dtype == torch.float32:
+            raise UsageError(
+                f"training.mixed_precision_dtype: none does not go with {name}, which is trained whole and in float32 "
+                f"beside frozen weights in {str(halves.pop()).removeprefix('torch.')}; set it to bf16, or "
+                "model.torch_dtype to float32"
+            )
+
+
 def return_frozen(model: nn.Module, dtype: torch.dtype) -> None:
     """Frozen parameters in the type that they were in before a checkpoint brought them back in float32."""
     for parameter in model.parameters():

@@ -192,11 +192,15 @@ class NativeTrainer:
                 logger.warning("%s. The batch is left out (%d so far)", said, state.skipped)
                 return
         elif self.training.nonfinite_loss == "skip":
-            said += f"\n{state.skipped_in_a_row} batches in a row had no finite loss, so it is not the rows"
+            said += f"\n{state.skipped_in_a_row} batches in a row had no finite loss or gradient: it is hardly the rows"
+        remedy = "Mend those rows and start anew"
+        if self.training.nonfinite_loss == "stop":
+            remedy = (
+                "Go on without such batches (--resume training.nonfinite_loss=skip), or mend those rows and start anew"
+            )
         raise RunError(
-            f"{said}\nThe weights were left as they were before it{self._last_saved()}. Go on without such batches "
-            "(--resume training.nonfinite_loss=skip), or mend those rows and start anew. Where it is not the rows: "
-            "lower training.learning_rate, lengthen the warm-up, or set max_grad_norm, in a new run"
+            f"{said}\nThe weights were left as they were before it{self._last_saved()}. {remedy}. Where it is not the "
+            "rows: lower training.learning_rate, lengthen the warm-up, or set max_grad_norm, in a new run"
         )
 
     def _last_saved(self) -> str:
