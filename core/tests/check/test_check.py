@@ -11,6 +11,7 @@ import yaml
 from graftwork.check.check import check_run
 from graftwork.check.data import length_facts
 from graftwork.check.memory import free_memory
+from graftwork.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -211,3 +212,20 @@ def test_a_file_that_is_not_there(graft: Graft, tmp_path: Path) -> None:
     code, _, err = graft("check", "-c", tmp_path / "none.yaml")
     assert code == 2
     assert "none.yaml" in err
+
+
+def test_a_mistake_in_the_data_points_to_the_check(
+    write_config: WriteConfig, graft: Graft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``graft train`` says what is wrong first, and then where all of it is said."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise DataError("rows.jsonl:3: no messages")
+
+    monkeypatch.setattr("graftwork.training.train", refuse)
+    path = write_config(ROWS)
+    code, _, err = graft("train", "-c", path)
+    assert code == 2
+    first, second = err.strip().splitlines()[-2:]
+    assert first.endswith("rows.jsonl:3: no messages")
+    assert second.strip() == f"All that can be known of this run before it begins: graft check -c {path}"

@@ -16,14 +16,20 @@ SMALLEST = 128 << 20
 def record_memory(request: TrainRequest, *, interrupted: bool) -> None:
     """``memory`` in run.json, where the trainer said what there was before its model (``before_model_bytes``).
 
-    Nothing here may fail a run that has ended well.
+    Nothing here may fail a run that has ended well, and neither may a signal that comes meanwhile.
     """
     if "before_model_bytes" not in request.run.record:
         return
     try:
-        request.run.update(memory=memory_of(request, interrupted=interrupted))
+        try:
+            found = memory_of(request, interrupted=interrupted)
+        except (Exception, KeyboardInterrupt) as error:
+            reason = f"{type(error).__name__}: {error}"
+            found = {"not_measured": reason}
+            logger.warning("the memory of the run is not recorded: %s", reason)
+        request.run.update(memory=found)
     except Exception as error:
-        logger.warning("the memory of the run is not recorded: %s: %s", type(error).__name__, error)
+        logger.warning("the memory of the run is not written to run.json: %s: %s", type(error).__name__, error)
 
 
 def memory_of(request: TrainRequest, *, interrupted: bool) -> dict[str, Any]:

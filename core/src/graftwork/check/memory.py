@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftwork.check.disk import amount, disk
 from graftwork.check.forecast import Forecast, ForecastRequest
 from graftwork.check.report import Part
 from graftwork.check.subject import reason_of
@@ -107,45 +107,3 @@ def say_forecast(part: Part, forecast: Forecast) -> None:
         part.warn(f"{total}, and {amount(free)} are free: that is close, as the forecast may be 15% off")
     else:
         part.ok(f"{total}; {amount(free)} are free here")
-
-
-def disk(part: Part, subject: Subject, forecast: Forecast) -> None:
-    """Checkpoints as many as are kept (and one more while it is written), the final model, and the free space."""
-    training = subject.config.training
-    total = subject_steps(subject)
-    written = total // training.save_steps if training.save_steps and total else 0
-    written += int(training.num_train_epochs) if training.save_epoch else 0
-    kept = min(written, training.save_total_limit) if training.save_total_limit else written
-    kept += bool(training.load_best_model_at_end)
-    most = kept + (kept < written)
-    final = forecast.final_bytes if training.save_final_model else 0
-    wanted = most * forecast.checkpoint_bytes + final
-    free = shutil.disk_usage(existing(Path(training.output_dir).absolute())).free
-    part.facts["disk"] = {"checkpoints": kept, "wanted_bytes": wanted, "free_bytes": free}
-    text = (
-        f"disk: {kept:,} checkpoints of {amount(forecast.checkpoint_bytes)}, final model {amount(final)}: at most "
-        f"{amount(wanted)}; {amount(free)} are free for {training.output_dir}"
-    )
-    if wanted > free:
-        part.error(f"{text}: set save_total_limit, save less often, or choose another output_dir")
-    else:
-        part.ok(text)
-
-
-def subject_steps(subject: Subject) -> int:
-    """The steps of the run, as far as they are known."""
-    from graftwork.check.steps import steps_part
-
-    return int(steps_part(subject).facts.get("steps") or 0)
-
-
-def existing(path: Path) -> Path:
-    """The nearest folder above (or at) ``path`` that is there."""
-    return next(folder for folder in (path, *path.parents) if folder.is_dir())
-
-
-def amount(size: float) -> str:
-    """``1.4 GiB``."""
-    from graftwork.runs import words
-
-    return " ".join(words.memory(size))

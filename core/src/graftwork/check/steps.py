@@ -56,17 +56,17 @@ def count_steps(part: Part, subject: Subject, loader: IndexedLoader, blocks: int
     """``max_steps``, or the steps of the epochs."""
     training, split = subject.config.training, subject.config.data.train
     streamed = split.stream or any(dataset.stream for dataset in split.datasets)
+    scale = scale_of(subject)
+    each = 0 if scale is None else scale * sum(1 for _ in loader.blocks(0)) / blocks
+    part.facts["steps_per_epoch"] = ceil(each) or None
     if training.max_steps > 0:
         total: int | None = training.max_steps
     elif streamed:
         total = None
         part.error("training.max_steps: data that is streamed has no known end; say how many steps to train")
     else:
-        scale = scale_of(subject)
-        sampled = sum(1 for _ in loader.blocks(0))
         whole = loader.count_steps(training.num_train_epochs) if scale == 1 else None
-        guess = ceil((scale or 0) * sampled / blocks * training.num_train_epochs)
-        total = whole if whole is not None else guess or None
+        total = whole if whole is not None else ceil(each * training.num_train_epochs) or None
     part.facts["steps"] = total
     if total:
         about = "about " if part.facts["estimated"] and training.max_steps <= 0 else ""

@@ -1,4 +1,4 @@
-"""The memory of a run before it begins: two of its steps on tensors without memory, counting what is alive.
+"""The memory of a run before it begins: some of its steps on tensors without memory, counting what is alive.
 
 Nothing is estimated from the architecture's numbers: the model is built on the meta device, its rows, loss, backward
 pass and optimizer are the trainer's own, and :mod:`graftwork_native.live` counts. On a CPU comes what is no tensor:
@@ -72,13 +72,10 @@ def forecast(request: ForecastRequest) -> Forecast:
 
 
 def telling(rows: Sequence[Row]) -> list[Row]:
-    """The rows to trace: the smallest, after which the optimizer has its state, then the one with the most tokens and,
-    where that is another, the one with the largest attention.
-    """
-    smallest = min(rows, key=lambda row: row.num_tokens)
+    """The rows to trace: the one with the most tokens, and the one with the largest attention where it is another."""
     longest = max(rows, key=lambda row: (row.num_tokens, row.num_labels))
     widest = max(rows, key=lambda row: sum(length**2 for length in row.segment_lengths))
-    return [smallest, longest] if widest is longest else [smallest, longest, widest]
+    return [longest] if widest is longest else [longest, widest]
 
 
 @dataclass(slots=True)
@@ -109,13 +106,24 @@ class Trace:
         self.optimizer = spec.build(parameter_groups(model, training.weight_decay), training.learning_rate, training)
 
     def run(self, rows: Sequence[Row]) -> None:
-        """Steps as the trainer takes them, each over as many rows as tell the memory of more."""
-        per_step = min(2, self.config.training.gradient_accumulation_steps)
+        """A step from gradients alone, after which the optimizer has its state, then one over each row. Of several
+        rows in a step all but the first find gradients there, and those are the larger.
+        """
         with self.live:
+            self._give_gradients()
+            self._step()
             for row in rows:
-                for _ in range(per_step):
-                    self._backward(row)
+                if self.config.training.gradient_accumulation_steps > 1:
+                    self._give_gradients()
+                self._backward(row)
                 self._step()
+
+    def _give_gradients(self) -> None:
+        """Gradients as a backward pass would leave them."""
+        self.live.part = "gradients"
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
 
     def _backward(self, row: Row) -> None:
         self.live.part = "activations"
