@@ -242,6 +242,20 @@ def test_a_checkpoint_of_another_kind_is_refused(toys: Any, tmp_path: Path, llam
         session.restore(tmp_path / "step-1")
 
 
+def test_a_small_gain_is_the_best_and_no_reason_for_patience(toys: Any, tmp_path: Path) -> None:
+    """As in transformers: the threshold is for the early stop alone."""
+    from graftwork_trl.session import Session
+
+    training = {"early_stopping_patience": 3, "early_stopping_threshold": 0.5}
+    config = toys.config(tmp_path, tmp_path, "TRL_SFT", toys.data(tmp_path, "TRL_SFT"), training=training)
+    session = Session(run=None, config=config, tokenizer=None, total_steps=9)  # type: ignore[arg-type]
+    seen = []
+    for step, loss in enumerate([3.0, 2.8, 2.6, float("nan"), 2.6, 1.9], 1):
+        is_best = session.compare(step, {"eval_loss": loss})
+        seen.append((is_best, session.state.best_step, session.state.evaluations_without_gain))
+    assert seen == [(True, 1, 0), (True, 2, 1), (True, 3, 2), (False, 3, 3), (False, 3, 4), (True, 6, 0)]
+
+
 def test_metrics_of_a_step(toys: Any, tmp_path: Path, llama: Path) -> None:
     training = {"logging_steps": 2, "logging_first_step": True, "max_steps": 4}
     train(toys.config(tmp_path, llama, "TRL_DPO", toys.data(tmp_path, "TRL_DPO", validation=True), training=training))

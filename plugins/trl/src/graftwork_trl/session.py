@@ -111,7 +111,8 @@ class Session:
         }
 
     def compare(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Keeps count of the best evaluation; says whether this is it. An equal one is no gain.
+        """Keeps count of the best evaluation; says whether this is it. An equal one is not. For the patience a gain
+        has to be above ``early_stopping_threshold``, as in transformers.
 
         Raises :class:`UsageError` where ``metric_for_best_model`` is not measured.
         """
@@ -124,13 +125,16 @@ class Session:
                 f"{did_you_mean(name, metrics)}"
             )
         metric, better = metrics[name], not name.endswith("loss") if more is None else more
+        if not math.isfinite(metric):
+            state.evaluations_without_gain += 1
+            return False
         before = state.best_metric
-        gain = before is None or (metric - before if better else before - metric) > training.early_stopping_threshold
-        if gain and math.isfinite(metric):
-            state.best_metric, state.best_step, state.evaluations_without_gain = metric, step, 0
-            return True
-        state.evaluations_without_gain += 1
-        return False
+        ahead = math.inf if before is None else metric - before if better else before - metric
+        gained = ahead > training.early_stopping_threshold
+        state.evaluations_without_gain = 0 if gained else state.evaluations_without_gain + 1
+        if ahead > 0:
+            state.best_metric, state.best_step = metric, step
+        return ahead > 0
 
     def has_stalled(self) -> bool:
         """Whether the evaluations have brought no gain for long enough."""
