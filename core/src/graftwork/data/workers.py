@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from graftwork.data.prepare import Chunk, Job, Preparer
+from graftwork.data.readers import Row
 from graftwork.errors import GraftworkError, RunError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from graftwork.data.readers import Row
 
 logger = logging.getLogger(__name__)
 LENGTH_BYTES = 8
@@ -69,7 +68,8 @@ def prepare_there(chunks: Iterator[Sequence[Row]], job: Job, workers: int) -> It
 
 def to_tasks(chunks: Iterator[Sequence[Row]]) -> Iterator[Task]:
     for number, rows in enumerate(chunks):
-        yield Task(number, packed(rows), rows[0].where, rows[-1].where, len(rows))
+        plain = [(row.data, row.where, row.after) for row in rows]  # pickled in half the time
+        yield Task(number, packed(plain), rows[0].where, rows[-1].where, len(rows))
 
 
 def once_each(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
@@ -196,8 +196,9 @@ class Pool:
             if task is None:
                 break
             if free is None:
-                free = Worker(self._job)
-                self._workers.append(free)
+                # All at once: giving one its first task waits until it has started.
+                self._workers += [Worker(self._job) for _ in range(self._count - len(self._workers))]
+                free = self._workers[-1]
             free.give(task)
         return any(one.task for one in self._workers)
 
@@ -257,7 +258,7 @@ def main() -> None:
         preparer = None
         job = receive(questions)
         while True:
-            rows = receive(questions)
+            rows = [Row(*values) for values in receive(questions)]
             answer: Chunk | Failure
             try:
                 preparer = preparer or Preparer(job, many=True)
