@@ -354,6 +354,25 @@ def test_without_proportions_every_row_comes_once_an_epoch(tmp_path: Path) -> No
     assert {number for number, _ in epochs[0][:20]} == {0, 1}, "drawn among both, not one after the other"
 
 
+def test_a_stream_repeats_its_rows_where_more_are_asked_for(tmp_path: Path) -> None:
+    """As in memory, and wherever it is resumed; each row is new once."""
+    counts = [{"sample_count": 7}, {"sample_count": 2}]
+    wanted = order([3, 5], split_of(*counts)) * 2
+    assert len(wanted) == 18
+    mixture = mixture_of(tmp_path, [3, 5], *counts)
+    assert drawn(mixture, 18) == wanted
+    assert mixture.epoch == 1
+    for stop in range(18):
+        mixture = mixture_of(tmp_path, [3, 5], *counts)
+        drawn(mixture, stop)
+        resumed = mixture_of(tmp_path, [3, 5], *counts)
+        resumed.load_state_dict(json.loads(json.dumps(mixture.state_dict())))
+        assert drawn(resumed, 18 - stop) == wanted[stop:]
+    mixture = mixture_of(tmp_path, [3, 5], *counts)
+    new = [mixture.streams[number].is_new(row) for number, row in (mixture.next() for _ in range(18))]
+    assert new == [True] * 3 + [False] * 4 + [True] * 2 + [False] * 9
+
+
 def test_a_dataset_of_which_no_row_is_wanted_holds_up_nothing(tmp_path: Path) -> None:
     mixture = mixture_of(tmp_path, [2, 3], {"sample_count": 0}, {})
     assert drawn(mixture, 6) == [(1, 0), (1, 1), (1, 2)] * 2

@@ -40,6 +40,7 @@ class ShuffledRows:
         self.taken = 0
         self.position: Position = START
         self.seen: Position = START
+        self.passed: Position = START  # what counts as seen from the next row on
         self.whole = False
         self.buffer: list[Row] = []
         self._rows = source.rows(START)
@@ -53,6 +54,7 @@ class ShuffledRows:
             self.restart()
             self._fill()
         self.taken += 1
+        self.seen = max(self.seen, self.passed)
         place = self.generator.randrange(len(self.buffer)) if self.capacity > 1 else 0
         self.buffer[place], self.buffer[-1] = self.buffer[-1], self.buffer[place]
         return self.buffer.pop()
@@ -77,11 +79,20 @@ class ShuffledRows:
         """Reads until the buffer is full or the epoch's rows are; says whether there is a row to take."""
         while len(self.buffer) < self.capacity and (self.limit is None or self.taken + len(self.buffer) < self.limit):
             row = next(self._rows, None)
-            if row is None:
+            if row is not None:
+                self.position = row.after
+                self.buffer.append(row)
+            elif self.buffer or not self._repeats():
                 break
-            self.position = row.after
-            self.buffer.append(row)
         return bool(self.buffer)
+
+    def _repeats(self) -> bool:
+        """Whether the rows come again within the epoch, as ``sample_count`` asks for more than there are."""
+        if self.limit is None or self.position == START:
+            return False
+        self.whole, self.passed, self.position = True, max(self.passed, self.position), START
+        self._rows = self.source.rows(START)
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data; see the module."""
@@ -90,7 +101,7 @@ class ShuffledRows:
             "epoch": self.epoch,
             "taken": self.taken,
             "position": list(self.position),
-            "seen": list(self.seen),
+            "seen": list(max(self.seen, self.passed)),
             "whole": self.whole,
             "buffer": [row_to_plain(row) for row in self.buffer],
             "generator": [version, list(internal), gauss],
