@@ -81,6 +81,15 @@ def test_documents_between_separators(tmp_path: Path, end: str, separator: str) 
     assert_resumes_anywhere(source)
 
 
+def test_hidden_files_of_a_folder_are_nobodys_data(tmp_path: Path) -> None:
+    folder = tmp_path / ".data"
+    for name in ("rows.jsonl", "._rows.jsonl", ".ipynb_checkpoints/rows.jsonl"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text('{"text": "a"}\n')
+    found = find_files(DatasetParams(dataset_name="text", dataset_path=str(folder)), "text")
+    assert found == (folder / "rows.jsonl",), "what the folder itself is called does not matter"
+
+
 def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     write(tmp_path / "b.txt", "b")

@@ -185,10 +185,16 @@ def find_files(dataset: DatasetParams, schema: str) -> tuple[Path, ...]:
     if saved is not None:
         return saved
     suffixes = SUFFIXES[schema]
-    files = tuple(sorted(file for file in path.rglob("*") if file.is_file() and kind_of(file) in suffixes))
+    found = (file for file in path.rglob("*") if file.is_file() and kind_of(file) in suffixes)
+    files = tuple(sorted(file for file in found if not is_hidden(file.relative_to(path))))
     if not files:
         raise DataError(f"dataset_path {path} has no file that ends in {', '.join(suffixes)}; add one or name a file")
     return files
+
+
+def is_hidden(file: Path) -> bool:
+    """Whether it, or a folder that it lies in, begins with a dot: what editors and file managers leave behind."""
+    return any(part.startswith(".") for part in file.parts)
 
 
 def known_kind(path: Path, schema: str) -> Path:
