@@ -119,6 +119,22 @@ def test_an_adapter_from_elsewhere_goes_by_name_and_shapes(
     assert "records no fingerprint of its base: its name and the shapes are what is compared" in caplog.text
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_whole_modules_are_read_as_they_were_written(toy_model: Any, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Beside a base in bfloat16 too, whose copies PEFT would round them into."""
+    base = toy_model("llama", dtype="bfloat16")
+    peft = PeftParams(lora_r=4, lora_modules_to_save=["embed_tokens", "lm_head"])
+    adapted = attach_adapter(built(base), peft)
+    trained = {name: weight for name, weight in adapted.named_parameters() if weight.requires_grad}
+    for name, weight in trained.items():
+        weight.data = torch.randn(weight.shape, dtype=dtype if "modules_to_save" in name else torch.float32)
+    save_adapter(tmp_path / "adapter", adapted)
+    again = dict(load_adapter(built(base), tmp_path / "adapter", trainable=True).named_parameters())
+    assert all(again[name].dtype == weight.dtype for name, weight in trained.items())
+    assert all(torch.equal(again[name], weight) for name, weight in trained.items())
+    assert any("modules_to_save" in name for name in trained)
+
+
 def test_peft_reads_the_folder_as_its_own(toy_model: Any, tmp_path: Path) -> None:
     from peft import PeftModel
 

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from graftwork.adapters.folder import check_base, check_shapes
 from graftwork.adapters.record import record_of, remember, rows_of, write_record
@@ -65,10 +67,30 @@ def load_adapter(model: PreTrainedModel, path: Path | str, trainable: bool = Fal
         make_room(model, rows_in(folder))
         remember(model, replace(record, embedding_rows=rows_of(model)))
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable, autocast_adapter_dtype=True)
+        if trainable:
+            _as_stored(adapted, folder)
     check_shapes(folder, adapted)
     if trainable:
         _log_counts(adapted, f"adapter {folder}")
     return adapted
+
+
+def _as_stored(adapted: PeftModel, folder: Path) -> None:
+    """Float32 weights of modules that are trained whole: PEFT rounds them into copies in the base's type, and a run
+    that goes on from them would not be the same.
+    """
+    stored = load_file(folder / "adapter_model.safetensors")
+    wide = {name for name, weight in stored.items() if weight.dtype == torch.float32}
+    rounded = [
+        weight
+        for name, weight in adapted.named_parameters()
+        if weight.dtype in (torch.bfloat16, torch.float16)
+        and name.replace(".modules_to_save.default", "").replace(".default", "") in wide
+    ]
+    for weight in rounded:
+        weight.data = weight.data.float()
+    if rounded:
+        set_peft_model_state_dict(adapted, stored)
 
 
 def save_adapter(folder: Path | str, adapted: Any) -> None:
