@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
+
+from graftwork_native import shards
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -394,3 +397,29 @@ def test_the_best_weights_come_out_of_parts(toys, llama, chat, tmp_path, graft) 
         assert graft(config, 2) == [0, 0], graft.said()
         assert "final/ gets the weights of step 1" in graft.said()
     assert_same(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_a_large_part_goes_into_several_files(tmp_path, monkeypatch) -> None:
+    """A world of one process is enough for it."""
+    monkeypatch.setattr(shards, "FILE_BYTES", 4 * 16 * 16)
+
+    def trained(seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 16))
+        optimizer = torch.optim.AdamW(model.parameters())
+        model(torch.randn(3, 16)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return model, optimizer
+
+    (model, optimizer), (other, others) = trained(0), trained(1)
+    dist.init_process_group("gloo", init_method=(tmp_path / "rendezvous").as_uri(), rank=0, world_size=1)
+    try:
+        plain = shards.write_shards(tmp_path, model, optimizer)
+        assert len(list((tmp_path / "shards").iterdir())) > 3
+        shards.read_shards(tmp_path, other, others, plain)
+    finally:
+        dist.destroy_process_group()
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+        assert all(torch.equal(value, others.state[two][name]) for name, value in optimizer.state[one].items())

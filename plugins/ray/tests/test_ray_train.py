@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from graftwork import load_config, train
 from graftwork.errors import RunError, UsageError
-from graftwork_ray.engine import Cluster, explained
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from graftwork.runs.checkpoints import damage
+from graftwork.runs.signals import Stopped, exit_code
+from graftwork_ray.engine import Cluster, explained, fit, work
 
 SIZE = {
     "vocab_size": 64,
@@ -79,7 +83,7 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(300)  # 60 s on a quiet machine, most of them imports in six processes
 def test_two_workers_take_the_steps_of_one_process(tmp_path: Path) -> None:
     save_model(tmp_path / "model")
     train(load_config(write_config(tmp_path, "alone", 2)))
@@ -90,6 +94,61 @@ def test_two_workers_take_the_steps_of_one_process(tmp_path: Path) -> None:
     assert record["processes"] == 2
     assert record["status"] == "finished"
     assert (tmp_path / "cluster/final/model.safetensors").exists()
+
+
+class Waiting:
+    """Ray's trainer, as long as nobody has asked it to stop; ``finished``: it was at its end all the same."""
+
+    def __init__(self, note: Path, *, finished: bool = False) -> None:
+        self.note, self.finished = note, finished
+
+    def fit(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not self.note.exists():
+            time.sleep(0.01)
+        if self.finished:
+            self.note.unlink()
+
+
+def test_a_signal_is_a_note_to_the_workers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    note = tmp_path / "ray" / "stop"
+    with pytest.raises(Stopped) as caught, caplog.at_level(logging.WARNING, "graftwork_ray"):
+        fit(Waiting(note), note)
+    assert exit_code(caught.value) == 143
+    assert "asking the workers to stop after their step and to save; a second signal stops them at once" in caplog.text
+    assert not note.exists()
+
+
+def test_a_run_that_was_at_its_end_is_not_stopped(tmp_path: Path) -> None:
+    note = tmp_path / "stop"
+    fit(Waiting(note, finished=True), note)
+    note.write_text("15")  # of a run before
+    fit(Waiting(note, finished=True), note)
+
+
+def test_what_the_workers_fail_with_is_raised(tmp_path: Path) -> None:
+    class Broken:
+        def fit(self) -> None:
+            raise ValueError("no such cluster")
+
+    with pytest.raises(ValueError, match="no such cluster"):
+        fit(Broken(), tmp_path / "stop")
+
+
+def test_a_worker_that_finds_the_note_saves(tmp_path: Path) -> None:
+    """Ray has the training run in a thread, where Python takes no signals."""
+    save_model(tmp_path / "model")
+    path = write_config(tmp_path, "run", 1)
+    config = load_config(path, ["training.max_steps=100000", "training.logging_steps=10000"])
+    note = tmp_path / "stop"
+    note.write_text(str(int(signal.SIGTERM)))
+    settings = {"config": config.to_yaml(), "resume": False, "folder": str(Path.cwd()), "environment": {}}
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work, {**settings, "stop": str(note)}).result(timeout=50)
+    (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
+    assert damage(checkpoint) is None
+    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "interrupted"
+    assert note.exists()
 
 
 class Failure(Exception):

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 
+_listening: list[Callable[[int], None]] = []
+"""Whom :func:`ask` asks, the innermost last."""
+
+
 class Stopped(KeyboardInterrupt):
     """A signal asked the process to end; ``number`` says which, and ``128 + number`` is the exit code."""
 
@@ -43,11 +47,22 @@ def handled(numbers: Iterable[int], handle: Callable[[int], None]) -> Iterator[N
 
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, call) for number in numbers} if main else {}
+    _listening.append(handle)
     try:
         yield
     finally:
+        _listening.remove(handle)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def ask(number: int) -> None:
+    """As if the signal had come: for a thread that hears of it in another way, such as from another machine.
+
+    What the innermost :func:`handled` raises is raised here, in the thread that asks. Nothing happens outside of all.
+    """
+    if _listening:
+        _listening[-1](number)
 
 
 def stop(number: int) -> None:

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from contextlib import contextmanager
+import signal
+import threading
+import time
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork.errors import GraftworkError, RunError
+from graftwork.runs.signals import Stopped, ask, handled, stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from graftwork.config import RunConfig
 
+logger = logging.getLogger(__name__)
+
 # Before Ray is imported: it would tell its makers about the cluster.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 STORE_BYTES = 128 << 20
 """Ray's shared memory in a cluster of one machine. Nothing of the training goes through it."""
+STOP = "stop"
+"""A file among Ray's notes in the run folder, which all machines see: the number of the signal that came."""
+POLL_S = 0.5
+LOCALLY_OFF = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_METRICS_ENABLED")
+"""What watches over machines that come and go, and what a dashboard would show: each takes a process and its start."""
 SHARED_VARIABLES = ("GRAFTWORK_", "HF_", "TOKENIZERS_", "CUBLAS_")
 """Beginnings of the environment variables that workers on other machines get too."""
 
@@ -44,17 +57,18 @@ def train_on(cluster: Cluster, config: RunConfig, *, resume: bool = False) -> No
     """
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
     notes = Path(config.training.output_dir).absolute() / "ray"
     settings = {
         "config": config.to_yaml(),
         "resume": resume,
         "folder": str(Path.cwd()),
+        "stop": str(notes / STOP),
         "environment": {name: text for name, text in os.environ.items() if name.startswith(SHARED_VARIABLES)},
     }
     with connected(cluster):
-        trainer = TorchTrainer(
+        trainer = trainer_class(cluster)(
             work,
             train_loop_config=settings,
             # What the processes tell each other lies in host memory, also where gradients are on GPUs.
@@ -63,9 +77,23 @@ def train_on(cluster: Cluster, config: RunConfig, *, resume: bool = False) -> No
             run_config=RayRunConfig(storage_path=str(notes), failure_config=FailureConfig(max_failures=0)),
         )
         try:
-            trainer.fit()
+            fit(trainer, notes / STOP)
         except Exception as error:
             raise explained(error) from error
+
+
+def trainer_class(cluster: Cluster) -> Any:
+    """Ray's trainer. In a cluster that goes with its run nothing has to be cleaned up after it: the process that Ray
+    would start for that asks a dashboard every second, and where there is none complains of it every second.
+    """
+    from ray.train.torch import TorchTrainer
+
+    class Leaner(TorchTrainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+
+    return Leaner if cluster.is_local else TorchTrainer
 
 
 @contextmanager
@@ -73,8 +101,12 @@ def connected(cluster: Cluster) -> Iterator[None]:
     """The connection to the cluster, for as long as the block lasts."""
     import ray
 
+    if cluster.is_local:
+        for name in LOCALLY_OFF:
+            os.environ.setdefault(name, "0")
     local: dict[str, Any] = {
-        "num_cpus": max(cluster.workers, os.cpu_count() or 1),
+        # Ray starts as many processes at once, which all import it.
+        "num_cpus": cluster.workers,
         "object_store_memory": STORE_BYTES,
         "include_dashboard": False,
     }
@@ -83,6 +115,51 @@ def connected(cluster: Cluster) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def fit(trainer: Any, note: Path) -> None:
+    """Has the workers train; Ctrl-C or SIGTERM asks them, by ``note``, to finish their step, save, and stop.
+
+    Raises :class:`~graftwork.runs.signals.Stopped` where they have, and at once where a second signal comes. A run that
+    had come to its end takes the note away.
+    """
+    note.unlink(missing_ok=True)
+    asked: list[int] = []
+
+    def hear(number: int) -> None:
+        if asked:
+            stop(number)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(str(number))
+        asked.append(number)
+        logger.warning("asking the workers to stop after their step and to save; a second signal stops them at once")
+
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    with handled((signal.SIGINT, signal.SIGTERM), hear):
+        # In a thread of its own: Ray takes Ctrl-C for itself in the main one, and breaks off without saving.
+        threading.Thread(target=run, daemon=True).start()
+        while not outcome.done():
+            wait([outcome], timeout=POLL_S)
+    outcome.result()
+    if asked and note.exists():
+        note.unlink()
+        stop(asked[0])
+
+
+def listen(note: Path) -> None:
+    """Has the training in this process stop, as a signal would, when ``note`` says so; a thread of a worker."""
+    while True:
+        time.sleep(POLL_S)
+        with suppress(FileNotFoundError, Stopped):  # before its first step a run cannot be asked: it is again
+            ask(int(note.read_text() or signal.SIGTERM))
+            return
 
 
 def work(settings: dict[str, Any]) -> None:
@@ -97,7 +174,11 @@ def work(settings: dict[str, Any]) -> None:
     os.chdir(settings["folder"])
     os.environ.update(settings["environment"])
     config = RunConfig.model_validate(yaml.safe_load(settings["config"]))
-    train(config, resume=settings["resume"], listeners=[Progress()] if Place.here().is_main else [])
+    main, note = Place.here().is_main, Path(settings["stop"])
+    threading.Thread(target=listen, args=(note,), daemon=True).start()
+    result = train(config, resume=settings["resume"], listeners=[Progress()] if main else [])
+    if main and not result.interrupted:
+        note.unlink(missing_ok=True)
 
 
 def explained(error: Exception) -> GraftworkError:
