@@ -151,6 +151,9 @@ def provided(plugin: str) -> Iterator[str]:
             yield f"{len(names)} presets, {names[0]} to {names[-1]}"
         elif names:
             yield f"{kind.noun if len(names) == 1 else plural(kind.noun)} {', '.join(names)}"
+    declaring = {kind.hook for kind in DECLARED}
+    if plugin in {owner for hook, owners in implementers().items() if hook not in declaring for owner in owners}:
+        yield "listens to the events of a run"
 
 
 def plural(noun: str) -> str:
