@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from graftwork.errors import ModelError
+from graftwork.sources.local import read_config
 from graftwork_native import shards
 
 if TYPE_CHECKING:
@@ -136,6 +138,7 @@ def test_two_processes_take_the_steps_of_one(case, fsdp, toys, llama, chat, tmp_
     assert graft(one) == [0], graft.said()
     assert graft(two, 2) == [0, 0], graft.said() + graft.said(1)
     assert_same(tmp_path / "one", tmp_path / "two")
+    assert "logits of a row's labels are made at once" not in graft.said()
 
 
 def test_an_adapter_on_a_quantized_base(toys, llama, chat, tmp_path, graft) -> None:
@@ -181,10 +184,12 @@ def test_a_process_without_rows_takes_part(fsdp, toys, llama, tmp_path, graft) -
 
 
 @pytest.mark.parametrize("fsdp", [{}, FSDP], ids=["DDP", "FSDP2"])
-def test_pairs(fsdp, toys, llama, tmp_path, graft) -> None:
+@pytest.mark.parametrize("case", ["all weights", "adapter on the head"])
+def test_pairs(case, fsdp, toys, llama, tmp_path, graft) -> None:
     data = {"train": {"datasets": [pairs(toys, tmp_path, 11)]}, "validation": {"datasets": [pairs(toys, tmp_path, 3)]}}
     training = {"trainer_type": "NATIVE_DPO", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
-    one, two = on_two(toys, tmp_path, llama, data, training=training, fsdp=fsdp)
+    sections = {**CASES[case], "training": training | CASES[case].get("training", {})}
+    one, two = on_two(toys, tmp_path, llama, data, **sections, fsdp=fsdp)
     assert graft(one) == [0], graft.said()
     assert graft(two, 2) == [0, 0], graft.said() + graft.said(1)
     assert_same(tmp_path / "one", tmp_path / "two")
@@ -352,6 +357,10 @@ def test_each_process_writes_its_own_part_and_no_pickle(toys, llama, chat, tmp_p
     listed = json.loads((checkpoint / "checkpoint.json").read_text())["files"]
     assert {f"shards/{file.name}" for file in (first, second)} < listed.keys()
     assert not list(checkpoint.glob("*.safetensors"))
+    with pytest.raises(
+        ModelError, match=r"a checkpoint in parts, .* take the run's final/, or train with fsdp.state_dict"
+    ):
+        read_config(checkpoint)
     assert (checkpoint / "optimizer.pt").stat().st_size < 40_000  # settings and random states
 
 

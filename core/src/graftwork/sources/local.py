@@ -52,7 +52,10 @@ def read_config(path: Path, family: str | None = None) -> dict[str, Any]:
 
         return config_of_params(path, family)
     if not file.is_file():
-        raise ModelError(f"model {path}: there is no config.json, so this is not a transformers model folder")
+        parts = "; it is a checkpoint in parts, which its run goes on from (--resume): take the run's final/, or train "
+        parts += "with fsdp.state_dict_type=FULL_STATE_DICT, where each checkpoint is a model"
+        hint = parts if (path / "checkpoint.json").is_file() else ""
+        raise ModelError(f"model {path}: there is no config.json, so this is not a transformers model folder{hint}")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
