@@ -148,3 +148,12 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         text(tmp_path)
     with pytest.raises(DataError, match=r"dataset text has no dataset_path; set it to a file or folder"):
         find_files(DatasetParams(dataset_name="text"), "text")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "notes"])
+def test_prose_where_rows_are_read_is_said_once(tmp_path: Path, name: str) -> None:
+    said = rf"{name}:2: plain text \('Dear reader'\), where rows are read, .* set dataset_name: text; a row of a chat"
+    with pytest.raises(DataError, match=said):
+        list(chat(write(tmp_path / name, "\nDear reader\nhow are you\n")).rows())
+    rows = '{"messages": []}\nDear reader\n'
+    assert len(list(chat(write(tmp_path / name, rows)).rows())) == 2, "one bad line among rows is a bad row"

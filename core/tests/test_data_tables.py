@@ -192,3 +192,21 @@ def test_a_file_that_must_not_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
     with pytest.raises(DataError, match=r"a\.txt: cannot be read: Permission denied"):
         list(FileSource((tmp_path / "a.txt",), refuse).rows())
+
+
+@pytest.mark.parametrize(
+    ("name", "mark", "said"),
+    [
+        ("a.csv", ";", r"has ';' between its names, not ',': set dataset_kwargs: \{delimiter: ';'\} \(or .*: ','"),
+        ("a.csv", "\t", r"has a tab between its names, not ',': set dataset_kwargs: \{delimiter: \"\\t\"\}"),
+        ("a.tsv", ",", r"has ',' between its names, not a tab: set dataset_kwargs: \{delimiter: ','\}"),
+    ],
+)
+def test_a_header_with_another_delimiter_says_what_to_set(tmp_path: Path, name: str, mark: str, said: str) -> None:
+    path = write_csv(tmp_path / name, ROWS[:2], mark)
+    with pytest.raises(DataError, match=rf"{name}:1: the first line, .*{said}"):
+        list(source(path).rows())
+    assert [row.data for row in source(path, delimiter=mark).rows()] == ROWS[:2], "what it says to set reads the file"
+    one = tmp_path / "one.csv"
+    one.write_text("first;second\nx\n")
+    assert [row.data for row in source(one, delimiter=",").rows()] == [{"first;second": "x"}]

@@ -20,6 +20,10 @@ Reader = Callable[[Path, int], Iterator[Item]]
 """``(path, offset)`` to the rows from there on."""
 
 
+TEXTS = (".txt", ".text", ".md", ".rst", "")
+"""How the names of files end that may hold rows or prose."""
+
+
 class Unreadable(Mapping[str, Any]):
     """The data of a row that cannot be read: whoever looks at them gets the reason as a :class:`DataError`."""
 
@@ -70,13 +74,28 @@ def read_file(path: Path) -> bytes:
 def read_json_lines(path: Path, offset: int) -> Iterator[Item]:
     """One object a line; blank lines are skipped. The line number is counted from the start of the file."""
     with open_file(path) as file:
-        line_number = skip_lines(file, offset)
+        line_number, looked = skip_lines(file, offset), offset > 0
         for line in iter(file.readline, b""):
             line_number += 1
             offset += len(line)
             if line.strip():
+                if not looked:
+                    require_rows(path, line, line_number)
+                looked = True
                 where = f"{path}:{line_number}"
                 yield parse_object(line, where), where, offset
+
+
+def require_rows(path: Path, line: bytes, number: int) -> None:
+    """Raises :class:`DataError` where a text file's first line with anything in it is prose, not the first row."""
+    if kind_of(path) not in TEXTS or decode(line, f"{path}:{number}").lstrip()[:1] in ("{", "["):
+        return
+    shown = decode(line, f"{path}:{number}").strip()
+    raise DataError(
+        f"{path}:{number}: plain text ({shown!r:.60}), where rows are read, one JSON object a line. To train on the "
+        'text as it is set dataset_name: text; a row of a chat looks like {"messages": [{"role": "user", "content": '
+        '"..."}, {"role": "assistant", "content": "..."}]}'
+    )
 
 
 def read_json(path: Path, offset: int) -> Iterator[Item]:

@@ -26,6 +26,8 @@ CELL = 1 << 30
 """Characters that a cell may have: Python's own limit of 131,072 is less than many documents."""
 BLANK: Mapping[str, Any] = {}
 """What a line without anything in it gives, which is no row."""
+OTHERS = (";", "\t", "|", ",")
+"""What else stands between cells: spreadsheets of many countries write ``;``."""
 BATCH = 256
 """Rows that are taken from a Parquet file at a time."""
 
@@ -51,11 +53,14 @@ class Lines:
 
 def read_csv(path: Path, offset: int, delimiter: str | None = None) -> Iterator[Item]:
     """A row for each record; the first one has the names of the columns. ``.tsv`` is separated by tabs."""
+    told = delimiter is not None
     delimiter = delimiter or ("\t" if ".tsv" in path.name.lower() else ",")
     csv.field_size_limit(CELL)
     with open_file(path) as file:
         lines = Lines(file, path, 0, 0)
         names = header(lines, delimiter)
+        if not told:
+            require_separated(path, names, delimiter)
         if offset > lines.offset:
             lines.number += skip_lines(file, offset - lines.offset)
             lines.offset = offset
@@ -78,6 +83,18 @@ def header(lines: Lines, delimiter: str) -> list[str]:
             "write the names there"
         )
     return names
+
+
+def require_separated(path: Path, names: list[str], delimiter: str) -> None:
+    """Raises :class:`DataError` where the one column's name looks like several that something else stands between."""
+    other = next((mark for mark in OTHERS if len(names) == 1 and mark in names[0]), None)
+    if other is not None:
+        shown, usual = ({"\t": "a tab"}.get(mark, f"'{mark}'") for mark in (other, delimiter))
+        setting = '"\\t"' if other == "\t" else f"'{other}'"
+        raise DataError(
+            f"{path}:1: the first line, {names[0]!r:.80}, has {shown} between its names, not {usual}: set "
+            f"dataset_kwargs: {{delimiter: {setting}}} (or delimiter: '{delimiter}' where this is one name)"
+        )
 
 
 def record(lines: Lines, names: list[str], delimiter: str, where: str) -> Mapping[str, Any] | None:
