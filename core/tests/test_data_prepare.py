@@ -12,7 +12,7 @@ import pytest
 from graftwork.config import DatasetParams, DatasetSplitParams
 from graftwork.data.batch import to_row
 from graftwork.data.blocks import Packer, Packing, plan_blocks
-from graftwork.data.conversations import to_conversation, tools_of
+from graftwork.data.conversations import texts_of, to_conversation, tools_of
 from graftwork.data.indexed import IndexedLoader
 from graftwork.data.loader import LoadRequest, load_indexed
 from graftwork.data.readers import OpenRequest, open_chat
@@ -96,6 +96,44 @@ def test_blocks_are_planned_as_they_are_packed_one_by_one(packing: Packing, docu
             for blocks in (expected, found)
         ]
         assert as_lists[0] == as_lists[1]
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["llama3", "phi3"])
+def test_every_shipped_template_pours_the_real_sets(name: str) -> None:
+    """Ids and masks of moulds against conversation by conversation; whoever looks at texts pours none."""
+    from graftwork import ModelParams, build_tokenizer
+    from graftwork.chat import check_turns, encode_conversation
+    from graftwork.chat.moulds import Moulds
+    from graftwork.registry import get_registry
+
+    tokenizer = build_tokenizer(ModelParams(model_name=str(DATA / "tokenizers" / name), chat_template=MODELS[name]))
+    stops = frozenset(range(len(tokenizer)))
+    rows = [row for file in SETS for row in rows_of(DATA / "datasets" / "instruct" / file)[:15]]
+    turns = [turn for turn in (texts_of(to_conversation(row)) for row in rows) if turn is not None]
+    turns += [(("system", *roles, *roles), ["Be brief.", *texts, *texts]) for roles, texts in turns[:20]]
+    poured = 0
+    for template in (record.path.read_text("utf-8") for record in get_registry().chat_templates.values()):
+        tokenizer.chat_template = template
+        moulds = Moulds(
+            tokenizer,
+            train_target="all_assistant_turns",
+            special_tokens_in_content="as_text",
+            stop_ids=stops,
+            variables={},
+        )
+        for roles, texts in turns:
+            if (found := moulds.encode(roles, texts)) is None:
+                continue
+            messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+            expected = check_turns(
+                encode_conversation(messages, tokenizer=tokenizer, special_tokens_in_content="as_text"), stops
+            )
+            assert found.input_ids == expected.input_ids
+            assert sum(end - start for start, end in found.trained) == sum(expected.trained)
+            assert all(all(expected.trained[start:end]) for start, end in found.trained)
+            poured += 1
+    assert poured > 15 * len(turns) > 0
 
 
 def test_an_epoch_is_begun_in_its_middle_without_what_is_before() -> None:
