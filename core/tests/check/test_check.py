@@ -140,7 +140,7 @@ def test_a_trainer_that_forecasts_nothing(write_config: WriteConfig) -> None:
     report = check_run(str(write_config(ROWS, training={"trainer_type": "SILENT"})))
     assert report.ok
     (said,) = texts(report, "memory", "note")
-    assert said.startswith("not forecast for SILENT: ValueError: this trainer does not say")
+    assert said.startswith("not forecast for SILENT: this trainer does not say")
     assert any("cannot honour training.optimizer" in text for text in texts(report, "support", "note"))
 
 

@@ -28,7 +28,6 @@ PARTS = {
     "support": support_part,
     "resume": resume_part,
 }
-NOTICES = ("graftwork", "transformers")
 
 
 def check_run(path: str, overrides: Sequence[str] = (), *, limit: int | None = SAMPLE) -> Report:
@@ -54,12 +53,10 @@ def check_run(path: str, overrides: Sequence[str] = (), *, limit: int | None = S
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without notices: what they would say is in the report."""
-    loggers = [logging.getLogger(name) for name in NOTICES]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    # Not by the loggers' levels: transformers sets its own when it is first imported, which may be in here.
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

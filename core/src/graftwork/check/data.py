@@ -40,7 +40,7 @@ def described(part: Part, split: str, found: DatasetSample) -> dict[str, Any]:
     say_reasons(part, found)
     if lengths:
         part.note(
-            f"{split}: tokens of a sample: {lengths['min']:,} to {lengths['max']:,}, half of them up to "
+            f"{split}: tokens of a sample that is used: {lengths['min']:,} to {lengths['max']:,}, half of them up to "
             f"{lengths['median']:,}, 95% up to {lengths['p95']:,}"
         )
     if found.trouble:

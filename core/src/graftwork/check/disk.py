@@ -21,6 +21,9 @@ def disk(part: Part, subject: Subject, forecast: Forecast) -> None:
     wanted = most * forecast.checkpoint_bytes + final
     free = shutil.disk_usage(existing(Path(training.output_dir).absolute())).free
     part.facts["disk"] = {"checkpoints": kept, "wanted_bytes": wanted, "free_bytes": free}
+    if not wanted:
+        part.warn("nothing of this run is kept: save_steps is 0, and save_final_model is off")
+        return
     listed = f"{kept:,} checkpoint{'' if kept == 1 else 's'} of {amount(forecast.checkpoint_bytes)}"
     text = (
         f"disk: {listed if kept else 'no checkpoint'}, final model {amount(final) if final else 'not saved'}: at most "

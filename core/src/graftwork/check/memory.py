@@ -9,6 +9,7 @@ from graftwork.check.disk import amount, disk
 from graftwork.check.forecast import Forecast, ForecastRequest
 from graftwork.check.report import Part
 from graftwork.check.subject import reason_of
+from graftwork.errors import UsageError
 
 if TYPE_CHECKING:
     from graftwork.check.subject import Subject
@@ -44,14 +45,14 @@ def memory_part(subject: Subject) -> Part:
 
 
 def forecast_of(subject: Subject) -> Forecast:
-    """What the trainer says. Raises :class:`ValueError` where it says nothing, and what building the model raises."""
+    """What the trainer says. Raises :class:`UsageError` where it says nothing, and what building the model raises."""
     if subject.trainer.forecast is None:
-        raise ValueError("this trainer does not say what memory it takes; watch the first steps of a short run")
+        raise UsageError("this trainer does not say what memory it takes; watch the first steps of a short run")
     if subject.tokenizer is None:
-        raise ValueError("there is no tokenizer, so nothing is known of the rows")
+        raise UsageError("there is no tokenizer, so nothing is known of the rows")
     rows = tuple(subject.rows())
     if not rows:
-        raise ValueError("no training row could be read")
+        raise UsageError("no training row could be read")
     return subject.trainer.forecast(ForecastRequest(config=subject.config, params=subject.params, rows=rows))
 
 

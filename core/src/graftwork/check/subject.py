@@ -129,7 +129,7 @@ class Subject:
         spec, options = look_up(params)
         source = open_source(params, spec, options)
         if self.tokenizer is None:
-            found.trouble = f"its rows cannot become tokens: {self.tokenizer_trouble}"
+            found.trouble = "its rows cannot become tokens, as there is no tokenizer (the next part says why)"
             return
         request = self.request(split)
         encode = encoder_for(spec, options, request)

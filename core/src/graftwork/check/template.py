@@ -40,7 +40,7 @@ def rules(part: Part, subject: Subject) -> None:
     report = check_template(
         None, subject.tokenizer, family=subject.family, rows=rows, variables=subject.config.model.chat_template_kwargs
     )
-    label = report.template.label
+    label = subject.config.model.chat_template or report.template.label
     part.facts |= {
         "template": label,
         "violations": [{"rule": found.rule, "text": found.message} for found in report.violations],
@@ -61,7 +61,7 @@ def conversations(subject: Subject) -> Iterator[tuple[str, dict[str, Any]]]:
     from graftwork.data.names import look_up
 
     wanted = {sample.where for sample in first_samples(subject)}
-    for params in subject.config.data.train.datasets[:1]:
+    for params in subject.config.data.train.datasets[:1] if wanted else ():
         spec, options = look_up(params)
         for row in open_source(params, spec, options).rows():
             if not wanted:

@@ -146,22 +146,21 @@ class Trace:
         """The bytes of each part at the largest moment."""
         most, parts = self.live.record.peak()
         if self.device.type == "cpu":
-            parts["kernels"] = parts.get("kernels", 0) + self._further_kernels(rows)
             lasting = parts.get("weights", 0) + parts.get("optimizer", 0)
             parts["allocator"] = int(GAPS * (most - lasting)) if sys.platform == "linux" else 0
+            parts["kernels"] = self._kernels(rows) * KERNEL_BYTES
         return {part: parts[part] for part in ORDER if parts.get(part)}
 
-    def _further_kernels(self, rows: Sequence[Row]) -> int:
-        """Bytes for the shapes of rows that were not traced: those of whole rows go by the rows' sizes, those of
-        batched products by the segments'.
+    def _kernels(self, rows: Sequence[Row]) -> int:
+        """How many there are once every row was seen, as the largest may be the last: those of whole rows go by the
+        rows' sizes, those of batched products by the segments'.
         """
         products = self.live.products
-        single = sum("bmm" in product[0] for product in products)
+        of_segments = sum("bmm" in product[0] for product in products)
         traced = telling(rows)
-        of_segments = single * (len(lengths_of(rows)) / len(lengths_of(traced)) - 1)
         sizes, seen = ({row.num_tokens for row in some} for some in (rows, traced))
-        of_rows = (len(products) - single) * (len(sizes) / len(seen) - 1)
-        return int(min(KERNELS - min(KERNELS, len(products)), of_segments + of_rows)) * KERNEL_BYTES
+        every = of_segments * len(lengths_of(rows)) / len(lengths_of(traced))
+        return int(min(KERNELS, every + (len(products) - of_segments) * len(sizes) / len(seen)))
 
 
 def lengths_of(rows: Sequence[Row]) -> set[int]:

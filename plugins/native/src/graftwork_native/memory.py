@@ -16,7 +16,8 @@ def keep_freed_memory() -> None:
     """Lets glibc keep what is freed instead of returning it to the system at once.
 
     A training step allocates and frees the same large tensors again and again. Each time the system hands them
-    out afresh, every page is zeroed first: a quarter of a step's time on a CPU, measured. The peak is the same.
+    out afresh, every page is zeroed first: a quarter of a step's time on a CPU, measured. The price is gaps in the
+    heap, and so a higher peak: by 42% in a run that trained an adapter. docs/performance.md has what else was tried.
     """
     if sys.platform != "linux":
         return
