@@ -293,3 +293,18 @@ def test_nothing_to_use_is_said_with_its_reasons() -> None:
     account.add(outcome_of(5))
     with pytest.raises(DataError, match=r"none of its 1 rows can be used: rows\.jsonl:5: too long; there is nothing"):
         account.close()
+
+
+def test_what_a_template_refuses_for_one_cause_is_one_kind_whatever_the_roles() -> None:
+    account = Account("rows", max_rejected=9)
+    for number, roles in enumerate(("user assistant", "user tool assistant", "user assistant, and the tools")):
+        reason = f"chat template 'x' refuses the conversation ({roles}): no tools (here)"
+        account.add(Outcome(f"rows.jsonl:{number}", None, "rejected", reason))
+    account.add(
+        Outcome("rows.jsonl:3", None, "rejected", "chat template 'x' refuses the conversation (user): no images")
+    )
+    assert [str(kind) for kind in account.rejected.values()] == [
+        "rows.jsonl: rows 0, 1 and 2, the first of them: chat template 'x' refuses the conversation (user assistant): "
+        "no tools (here)",
+        "rows.jsonl:3: chat template 'x' refuses the conversation (user): no images",
+    ]

@@ -265,3 +265,15 @@ def test_what_is_no_fault_of_the_template_is_not_told_as_one(error: type[BaseExc
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_refusal_of_tools_says_that_the_row_has_them_and_which_templates_take_them() -> None:
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    messages = [{"role": "user", "content": "1 + 2?"}, {"role": "assistant", "content": "3"}]
+    said = (
+        r"'zephyr' refuses the conversation \(user assistant, and the tools of the row\): .*\. Templates that support"
+    )
+    with pytest.raises(DataError, match=rf"{said} tools: llama3\.1, .*qwen3"):
+        render_chat(messages, template="zephyr", tools=tools)
+    with pytest.raises(DataError, match=r"refuses the conversation \(user assistant\): no answers$"):
+        render_chat(messages, template="{{ raise_exception('no answers') }}")

@@ -11,7 +11,7 @@ import jinja2
 
 from graftwork.chat import sandbox
 from graftwork.chat.limits import Rendering, TemplateLimitError
-from graftwork.chat.template import TemplateSource, find_template
+from graftwork.chat.template import TemplateSource, find_template, supporting
 from graftwork.chat.vocabulary import hf_tokenizer
 from graftwork.errors import DataError, UsageError
 from graftwork.messages import ContentItem, Conversation, Message, Type
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 Messages = Conversation | Sequence[Message] | Sequence[Mapping[str, Any]]
 
+SHOWN = 8
+"""How many templates an error names."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -66,7 +68,7 @@ def render(
     template: TemplateSource, messages: list[dict[str, Any]], variables: Mapping[str, Any]
 ) -> tuple[str, list[tuple[int, str]]]:
     """The text and the ``{% generation %}`` blocks; what goes wrong is raised as an error for the user."""
-    with _told(template, messages):
+    with _told(template, messages, variables):
         return sandbox.render(template.source, given_names(messages, variables))
 
 
@@ -74,7 +76,7 @@ def trace(
     template: TemplateSource, messages: list[dict[str, Any]], variables: Mapping[str, Any]
 ) -> tuple[str, Rendering]:
     """As :func:`render`, with the pieces that the text was written in, and for which message."""
-    with _told(template, messages):
+    with _told(template, messages, variables):
         return sandbox.trace(template.source, given_names(messages, variables))
 
 
@@ -84,7 +86,7 @@ def given_names(messages: list[dict[str, Any]], variables: Mapping[str, Any]) ->
 
 
 @contextmanager
-def _told(template: TemplateSource, messages: list[dict[str, Any]]) -> Iterator[None]:
+def _told(template: TemplateSource, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except TemplateLimitError as error:
@@ -98,11 +100,13 @@ def _told(template: TemplateSource, messages: list[dict[str, Any]]) -> Iterator[
         raise
     except Exception as error:  # whatever the template's own words raise
         what = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
-        roles = " ".join(str(message.get("role")) for message in messages)
+        roles = " ".join(str(message.get("role")) for message in messages) or "no messages"
         remedy = "; give it, or a tokenizer that has it" if str(error).endswith("_token' is undefined") else ""
-        raise DataError(
-            f"chat template {template.label} refuses the conversation ({roles or 'no messages'}): {what}{remedy}"
-        ) from None
+        if variables.get("tools"):
+            roles += ", and the tools of the row"
+        if variables.get("tools") or any(message.get("tool_calls") for message in messages):
+            remedy += f". {takes_tools()}"
+        raise DataError(f"chat template {template.label} refuses the conversation ({roles}): {what}{remedy}") from None
 
 
 def template_of(which: TemplateSource | Path | str | None, tokenizer: Any) -> TemplateSource:
@@ -175,6 +179,13 @@ def _plain(value: Any) -> Any:
 # What a template leaves out
 
 
+def takes_tools() -> str:
+    """Which of the registered templates support tools, in a sentence."""
+    names = supporting("tools")
+    more = f" and {len(names) - SHOWN} more (graft templates ls)" if len(names) > SHOWN else ""
+    return f"Templates that support tools: {', '.join(names[:SHOWN])}{more}" if names else "No template here does"
+
+
 def require_place_for_tools(
     template: TemplateSource, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
 ) -> None:
@@ -184,7 +195,7 @@ def require_place_for_tools(
         if value and name not in template.source:
             raise DataError(
                 f"chat template {template.label} has no place for the {name} of the conversation, which would be left "
-                "out without a word; choose a template that supports tools (graft templates ls), or take them out"
+                f"out without a word; choose a template that supports tools, or take them out. {takes_tools()}"
             )
 
 

@@ -122,6 +122,14 @@ def _registered(name: str) -> TemplateSource:
     return _of_record(record)
 
 
+def supporting(what: str) -> list[str]:
+    """The names of the registered templates that support ``what`` (``tools``, ``system``, ``images``)."""
+    from graftwork.registry import get_registry
+
+    templates = get_registry().chat_templates
+    return sorted(name for name in templates if what in templates[name].supports)
+
+
 @lru_cache(maxsize=64)
 def _of_record(record: ChatTemplate) -> TemplateSource:
     return TemplateSource(

@@ -212,7 +212,10 @@ def note(kinds: Kinds, where: str, reason: str) -> None:
 
 
 def key_of(file: str, reason: str) -> tuple[str, str]:
-    """Reasons that differ in a number (of tokens, of a message) are one."""
+    """Reasons that differ in a number (of tokens, of a message) are one, and so are a template's refusals for one
+    cause, whichever messages the conversations have.
+    """
+    reason = re.sub(r"(refuses the conversation) \([^()]*\)", r"\1", reason)
     return file, re.sub(r"\d+", "#", reason)
 
 
