@@ -153,7 +153,12 @@ def rows(*lengths: tuple[int, ...]) -> tuple[Row, ...]:
 
 
 def said(change: Callable[[dict[str, Any]], None] = lambda _: None, lengths: tuple[int, ...] = (40, 60)) -> Any:
-    """The forecast of a preset without weights."""
+    """The forecast of a preset without weights, and of one row."""
+    return forecast_of_rows(change, rows(lengths))
+
+
+def forecast_of_rows(change: Callable[[dict[str, Any]], None], some: tuple[Row, ...]) -> Any:
+    """The same for several rows."""
     config: dict[str, Any] = {
         "model": {
             "model_name": "llama3_8b",
@@ -166,7 +171,7 @@ def said(change: Callable[[dict[str, Any]], None] = lambda _: None, lengths: tup
         "peft": {},
     }
     change(config)
-    return forecast(ForecastRequest(config=RunConfig(**config), params=None, rows=rows(lengths)))
+    return forecast(ForecastRequest(config=RunConfig(**config), params=None, rows=some))
 
 
 def test_the_parts_are_what_a_run_holds() -> None:
@@ -238,6 +243,23 @@ def test_an_optimizer_that_knows_no_fake_tensors_is_said(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.optim.SGD, "step", step)
     made = said(lambda config: config["training"].update(optimizer="sgd"))
     assert made.notes == ("the state of sgd is not counted: NotImplementedError: no kernel",)
+
+
+def test_what_the_forecast_leaves_out_is_said() -> None:
+    made = said(lambda config: config.update(fsdp={"enable_fsdp": True}))
+    assert made.notes == (
+        "this is for one process; with fsdp each of N has about 1/N of weights, gradients and optimizer state",
+    )
+
+
+def test_every_row_leaves_its_kernels() -> None:
+    """The largest row may be the last of many, each of which had shapes of its own."""
+
+    def half(config: dict[str, Any]) -> None:
+        config["training"]["mixed_precision_dtype"] = "bf16"
+
+    one, three = said(half, (70,)), forecast_of_rows(half, rows((70,), (60,), (50,)))
+    assert three.parts["kernels"] == 3 * one.parts["kernels"] > 0
 
 
 def test_what_is_alive_is_what_pytorch_has() -> None:

@@ -179,6 +179,8 @@ def unseen(config: RunConfig) -> Iterable[str]:
     for name in ("optimizer_in_backward", "activation_offloading"):
         if getattr(config.training, name, False):
             yield f"training.{name} makes it less than is said here, which is the memory without it"
+    if config.fsdp.enable_fsdp:
+        yield "this is for one process; with fsdp each of N has about 1/N of weights, gradients and optimizer state"
 
 
 def objective_of(forward: Forward, params: BaseModel | None) -> Objective:
