@@ -47,8 +47,8 @@ GAPS = 0.48
 """How much of what comes and goes glibc's heap has in gaps beside it, at the largest moment.
 
 Small blocks of autograd's and oneDNN's objects lie between the large ones that are freed, and the next block of the
-same size does not fit. Measured over eight runs of three steps: 0.29 to 0.62, the least in float32; it grows over further steps. With every large block in pages
-of its own (``M_MMAP_THRESHOLD`` at 1 MiB) it is 0, and steps take half as long again.
+same size does not fit. Fitted to eight runs of three steps, 0.29 to 0.62, the least in float32; it grows over further
+steps. ``docs/performance.md`` has what other thresholds of the heap give.
 """
 
 
