@@ -67,16 +67,32 @@ class RunError(GraftworkError):
 
 
 def did_you_mean(name: str, known: Iterable[str], *, limit: int = 8) -> str:
-    """The tail of an error about an unknown ``name``: the nearest known one, then what there is.
+    """The tail of an error about an unknown ``name``: the nearest known one, then what there is; of more than
+    ``limit`` names those most like it.
 
     >>> did_you_mean("lama3_8b", ["llama3_8b", "llama2_7b"])
     'did you mean llama3_8b? Known: llama2_7b, llama3_8b'
     """
     names = sorted(set(known))
-    near = nearest(name, names)
-    listed = ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
-    tail = f"Known: {listed}" if names else "None is known here"
-    return f"did you mean {near}? {tail}" if near else tail
+    near = " or ".join(_with_word(name, names)) or nearest(name, names)
+    if not names:
+        return "None is known here"
+    listed = f"Known: {', '.join(names)}"
+    if len(names) > limit:
+        listed = f"Nearest of {len(names)}: {', '.join(sorted(names, key=lambda each: -_likeness(name, each))[:limit])}"
+    return f"did you mean {near}? {listed}" if near else listed
+
+
+def _with_word(name: str, names: Sequence[str], most: int = 3) -> list[str]:
+    """The names that have ``name`` as one of their words, as ``NATIVE_SFT`` and ``TRL_SFT`` have ``sft``; not many."""
+    found = [each for each in names if name.casefold() in each.casefold().replace("-", "_").split("_")]
+    return found if len(found) <= most else []
+
+
+def _likeness(name: str, other: str) -> float:
+    import difflib
+
+    return difflib.SequenceMatcher(None, name.casefold(), other.casefold()).ratio()
 
 
 def nearest(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str | None:

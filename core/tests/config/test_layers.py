@@ -141,6 +141,17 @@ def test_a_file_that_is_no_mapping_in_yaml(cwd, content, said):
     assert said in caught.value.problems[0]
 
 
+def test_a_mistake_in_yaml_shows_its_lines(cwd):
+    (cwd / "run.yaml").write_text("model:\n  model_name: x\n training: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config("run.yaml", env={})
+    assert caught.value.problems[0].splitlines()[1:] == [
+        "       2 |   model_name: x",
+        "       3 |  training: 1",
+        "            ^",
+    ]
+
+
 def test_a_file_that_is_not_there_names_the_nearest(minimal):
     with pytest.raises(ConfigError, match=r"rum\.yaml: there is no such file in .*; did you mean run\.yaml\?"):
         load_config("rum.yaml", env={})

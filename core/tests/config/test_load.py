@@ -103,11 +103,11 @@ def test_a_mistake_hides_no_other_one_and_makes_none(mistakes):
 
 def test_what_is_missing_is_named(mistakes):
     assert mistakes("model: {}\n") == [
-        "1: model.model_name: missing; A folder, a Hub id (org/name), a preset or a registered model.",
+        "1: model.model_name: missing. A folder, a Hub id (org/name), a preset or a registered model.",
         "data.train.datasets: empty; name at least one dataset to train on",
     ]
     assert mistakes("") == [
-        "model: missing; Which model; model_name is the one setting without a default.",
+        "model: missing; set at least model.model_name: A folder, a Hub id (org/name), a preset or a registered model.",
         "data.train.datasets: empty; name at least one dataset to train on",
     ]
 

@@ -82,7 +82,7 @@ def test_choices_are_read_in_any_case(params, field, written, meant):
     ("build", "said"),
     [
         (lambda: ModelParams(model_nam="m"), "model_nam = 'm': unknown key; did you mean model_name?"),
-        (ModelParams, "ModelParams: 1 mistake\n  model_name: missing; A folder"),
+        (ModelParams, "ModelParams: 1 mistake\n  model_name: missing. A folder"),
         (lambda: ModelParams(model_name="m", dtype="bf17"), "torch_dtype = 'bf17': not a choice"),
         (
             lambda: ModelParams(model_name="m", dtype="bf16", torch_dtype="bf16"),

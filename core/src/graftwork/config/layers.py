@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from graftwork.config.elsewhere import meant_by
 from graftwork.config.fields import canonical, known_names, model_at, section_fields
 from graftwork.config.origins import Origin, Origins, Path, format_path, parse_path
 from graftwork.config.problems import Problem, near_file
@@ -91,7 +92,7 @@ def read_file(draft: Draft, path: FilePath) -> None:
     try:
         data, reader = read_yaml(text, str(path), draft.model)
     except yaml.YAMLError as error:
-        raise ConfigError([f"{path}: not YAML: {_one_line(error)}"], source=str(path)) from None
+        raise ConfigError([f"{path}: not YAML: {_one_line(error)}{_quoted(error, text)}"], source=str(path)) from None
     draft.origins = reader.origins
     draft.problems.extend(reader.problems)
     if data is None or isinstance(data, dict):
@@ -120,6 +121,17 @@ def _one_line(error: yaml.YAMLError) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 
+def _quoted(error: yaml.YAMLError, text: str) -> str:
+    """The line that the error speaks of, a mark under the column, and the line before, where the cause often lies."""
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    lines = text.splitlines()
+    if mark is None or not lines:
+        return ""
+    number = min(mark.line, len(lines) - 1)
+    shown = [f"    {place + 1:>4} | {lines[place]}" for place in range(max(0, number - 1), number + 1)]
+    return "\n" + "\n".join([*shown, " " * (mark.column + 11) + "^"] if number == mark.line else shown)
+
+
 def read_environment(draft: Draft, env: Mapping[str, str]) -> None:
     """Applies ``GRAFTWORK_<SECTION>__<FIELD>=value``; names without ``__`` are other settings."""
     for name in sorted(env):
@@ -145,7 +157,7 @@ def read_overrides(draft: Draft, overrides: Sequence[str]) -> None:
 
 def _meant(model: type[BaseModel], name: str) -> str | None:
     """The setting that an option as other programs have it, ``--max-steps``, is nearest to; it is no field here."""
-    if "." in name or name in known_names(model):
+    if "." in name or name in known_names(model) or meant_by(name):
         return None
     places = section_fields(model)
     near = nearest(name.replace("-", "_"), [*places, *known_names(model)])

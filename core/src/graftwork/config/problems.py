@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graftwork.config.fields import known_names, model_at, sections_with
+from graftwork.config.elsewhere import meant_by
+from graftwork.config.fields import known_names, model_at, section_in, sections_with
 from graftwork.config.origins import Origin, Origins, Path, format_path
 from graftwork.errors import did_you_mean
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path as FilePath
 
     from pydantic import BaseModel, ValidationError
+    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
 # What pydantic says of the plainest mistakes, in the words of somebody who writes YAML.
@@ -110,7 +112,7 @@ def _text(details: ErrorDetails, model: type[BaseModel], path: Path) -> str:
     if details["type"] == "missing":
         owner = model_at(model, path[:-1])
         field = owner.model_fields.get(str(path[-1])) if owner else None
-        return f"missing; {field.description}" if field and field.description else "missing"
+        return _missing(field, path) if field else "missing"
     if details["type"] in _NOT_A_BLOCK:
         return "expected a block of settings, not a single value or a list"
     if details["type"] in _PLAIN:
@@ -119,9 +121,21 @@ def _text(details: ErrorDetails, model: type[BaseModel], path: Path) -> str:
     return message[:1].lower() + message[1:]
 
 
+def _missing(field: FieldInfo, path: Path) -> str:
+    """What to set: of a section the settings in it that have no default."""
+    section = section_in(field.annotation)
+    needed = [(name, inner) for name, inner in section.model_fields.items() if inner.is_required()] if section else []
+    if not needed:
+        return f"missing. {field.description}" if field.description else "missing"
+    listed = "; ".join(f"{format_path((*path, name))}: {inner.description}" for name, inner in needed)
+    return f"missing; set at least {listed}"
+
+
 def _unknown(model: type[BaseModel], path: Path) -> str:
     name = str(path[-1])
     owner = model_at(model, path[:-1])
+    if meant := meant_by(name):
+        return f"unknown key, which other systems have; did you mean {meant}?"
     text = f"unknown key; {did_you_mean(name, known_names(owner) if owner else ())}"
     elsewhere = [place for place in sections_with(model, name) if place != path]
     return f"unknown key; did you mean {format_path(elsewhere[0])}?" if elsewhere and "did you" not in text else text

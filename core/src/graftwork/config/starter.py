@@ -50,8 +50,8 @@ def _lines(trainer_type: str, trainer: TrainerSpec) -> Iterator[str]:
 
 
 def _dataset_for(trainer: TrainerSpec) -> str:
-    """The first reader, by the trainer's order of schemas, that it can use."""
-    specs = get_registry().datasets.values()
+    """The first reader of files, by the trainer's order of schemas, that it can use."""
+    specs = [spec for spec in get_registry().datasets.values() if spec.needs_path]
     return next((spec.name for schema in trainer.schemas for spec in specs if spec.schema == schema), "text")
 
 
