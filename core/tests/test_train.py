@@ -17,7 +17,7 @@ from graftwork.config.fsdp import FsdpParams
 from graftwork.errors import DataError, RunError, UsageError
 from graftwork.registry import get_registry
 from graftwork.runs.signals import Stopped, exit_code
-from graftwork.training import FREE_TO_CHANGE
+from graftwork.training import FREE_TO_CHANGE, differences
 
 PLUGIN = """
 from pathlib import Path
@@ -241,6 +241,26 @@ def test_nothing_begins_anew_where_every_checkpoint_is_damaged(toy: Any, config:
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == lines
 
 
+def test_a_list_that_differs_is_told_leaf_by_leaf() -> None:
+    """Not as two Python lists, which nobody can compare."""
+    one = {"dataset_name": "text", "dataset_path": "a", "split": "train", "subset": None, "dataset_kwargs": {}}
+    before = {"data": {"train": {"datasets": [one]}}, "model": {"freeze_layers": ["a", "b"]}}
+    now = {
+        "data": {"train": {"datasets": [{**one, "dataset_path": "b"}, {**one, "shuffle": False}]}},
+        "model": {"freeze_layers": ["a"]},
+    }
+    assert differences(before, now) == [
+        "data.train.datasets.0.dataset_path was 'a', is 'b'",
+        "data.train.datasets.1.dataset_name was not there, is 'text'",
+        "data.train.datasets.1.dataset_path was not there, is 'a'",
+        "data.train.datasets.1.split was not there, is 'train'",
+        "model.freeze_layers.1 was 'b', is not there",
+    ]
+    assert differences({"model": {"compile": False}}, {"model": {"compile": True}}) == [
+        "model.compile was False, is True"
+    ]
+
+
 def test_a_checkpoint_says_itself_what_it_belongs_to(toy: Any, config: RunConfig, tmp_path: Path, caplog: Any) -> None:
     """Also in another folder than the one that it was written in."""
     train(config)
@@ -266,7 +286,7 @@ def test_only_what_changed_is_listed(toy: Any, config: RunConfig) -> None:
     with pytest.raises(UsageError) as caught:
         train(other, resume=True)
     assert str(caught.value).splitlines()[1:-1] == [
-        "  data.train.datasets.0.dataset_kwargs.separator was None, is '--'",
+        "  data.train.datasets.0.dataset_kwargs.separator was not there, is '--'",
         "  data.train.pack was False, is True",
     ]
 

@@ -269,13 +269,35 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def changes_of(name: str, before: Any, now: Any) -> list[str]:
     """What became another value, by the name of the innermost field: a whole split of the data nobody can compare."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        pairs = [(f"{name}.{key}", before.get(key), now.get(key)) for key in sorted({*before, *now}, key=str)]
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        pairs = [(f"{name}.{index}", *both) for index, both in enumerate(zip(before, now, strict=True))]
-    else:
-        return [f"{name} was {before!r}, is {now!r}"] if before != now else []
-    return [change for pair in pairs for change in changes_of(*pair)]
+    if before == now:
+        return []
+    old, new = parts_of(before), parts_of(now)
+    if old is None or new is None or not (old or new):
+        return [f"{name} was {before!r}, is {now!r}"]
+    found = []
+    for key in sorted({*old, *new}, key=lambda key: (isinstance(key, str), key)):
+        if key in old and key in new:
+            found += changes_of(f"{name}.{key}", old[key], new[key])
+        else:
+            side, said = (new[key], "was not there, is {}") if key in new else (old[key], "was {}, is not there")
+            path = f"{name}.{key}"
+            inner = leaves(path, side) or ([(path, side)] if side is not None else [])
+            found += [f"{place} {said.format(repr(leaf))}" for place, leaf in inner]
+    return found
+
+
+def parts_of(value: Any) -> dict[Any, Any] | None:
+    """The values in a block or list by key or number; of nothing (null) none, and None for a single value."""
+    if isinstance(value, list):
+        return dict(enumerate(value))
+    return value if isinstance(value, dict) else {} if value is None else None
+
+
+def leaves(name: str, value: Any) -> list[tuple[str, Any]]:
+    """The single values in a value that say something, by their names."""
+    parts = parts_of(value) or {}
+    inner = [leaf for key, part in parts.items() for leaf in leaves(f"{name}.{key}", part)]
+    return inner or ([(name, value)] if value not in (None, False, {}, []) else [])
 
 
 def description(config: RunConfig, data: Mapping[str, Any]) -> dict[str, Any]:

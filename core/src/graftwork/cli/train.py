@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from graftwork.errors import DataError
+from graftwork.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from graftwork.training import TrainResult
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("-c", "--config", "path", required=True, type=click.Path(dir_okay=False), help="The configuration.")
+@click.option("-c", "--config", "path", type=click.Path(dir_okay=False), help="The configuration; -c may be left out.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of training.output_dir.")
 @click.option(
     "--nproc-per-node",
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     help="Train as so many processes of this machine (one for each GPU).",
 )
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
-def train(path: str, resume: bool, nproc_per_node: int, overrides: tuple[str, ...]) -> None:
+def train(path: str | None, resume: bool, nproc_per_node: int, overrides: tuple[str, ...]) -> None:
     """Train a model as a configuration file says.
 
     OVERRIDES change single values: training.max_steps=10 model.model_name=./mine
@@ -33,6 +33,7 @@ def train(path: str, resume: bool, nproc_per_node: int, overrides: tuple[str, ..
     """
     from graftwork.config import load_config
 
+    path, overrides = _configuration(path, overrides)
     config = load_config(path, overrides)
     if nproc_per_node > 1:
         from graftwork.launch.local import launch
@@ -55,6 +56,16 @@ def train(path: str, resume: bool, nproc_per_node: int, overrides: tuple[str, ..
         raise SystemExit(128 + result.interrupted_by)
     for line in summary(result) if main else ():
         click.echo(line)
+
+
+def _configuration(path: str | None, words: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """The file and the overrides: without ``-c`` the file is the first word."""
+    if path is not None:
+        return path, words
+    first = words[0] if words else ""
+    if not first or first.startswith("-") or "=" in first:
+        raise UsageError("no configuration: graft train -c run.yaml (graft recipes ls shows some to begin with)")
+    return first, words[1:]
 
 
 def summary(result: TrainResult) -> list[str]:
