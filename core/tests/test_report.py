@@ -91,6 +91,17 @@ def test_the_numbers_are_those_of_the_run(tmp_path):
         assert expected in text, expected
 
 
+def test_each_number_of_memory_says_what_it_is_of(tmp_path):
+    """The peak that a forecast is held against leaves out what there was before the model; the curve does not."""
+    memory = {"peak_bytes": 2 * 2**30, "before_model_bytes": 2**30, "forecast": {"total_bytes": 2 * 2**30}}
+    text = Reader(page(run_folder(tmp_path / "cpu", metrics(9), memory=memory))).text
+    assert "Peak memory 2.00 GiB forecast 2.00 GiB (+0%), without the 1.00 GiB before the model" in text
+    assert "Peak memory of the whole process GiB" in text
+    text = Reader(page(run_folder(tmp_path / "cuda", metrics(9), memory={**memory, "before_model_bytes": 0}))).text
+    assert "before the model" not in text
+    assert "whole process" not in text
+
+
 def test_the_page_needs_nothing_from_outside(tmp_path):
     html = page(run_folder(tmp_path, metrics(30, evaluate=5)))
     assert "http://" not in html
@@ -130,8 +141,9 @@ def test_answers_stand_beside_each_other_in_the_order_of_the_run(tmp_path):
     html = page(run_folder(tmp_path, metrics(9), samples=samples))
     assert Reader(html).text.index("bad") < Reader(html).text.index("so-so") < Reader(html).text.index("better")
     shown = re.findall(r'data-moment="(\d)"( hidden)?>', html)
-    assert shown == [("0", " hidden"), ("1", " hidden"), ("2", "")]
-    assert 'max="2"' in html
+    assert shown == [("1", " hidden"), ("2", "")]
+    assert 'min="1" max="2"' in html
+    assert Reader(html).text.count("before · step 0") == 1
     assert "--columns: 3" in html
 
 

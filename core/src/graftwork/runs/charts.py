@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from graftwork.runs import words
 from graftwork.runs.curves import Axis, Chart, Curve, chart, smooth
-from graftwork.runs.facts import best_evaluation, smoothing_span
+from graftwork.runs.facts import before_model_bytes, best_evaluation, smoothing_span
 from graftwork.runs.reading import points
 
 if TYPE_CHECKING:
@@ -41,8 +41,9 @@ def small_charts(run: RunRecord) -> list[Chart]:
     speed = Axis(
         name="speed", title="Speed", unit="tokens/s", show=words.count, tick=words.round_count, from_zero=True
     )  # fmt: skip
+    title = "Peak memory of the whole process" if before_model_bytes(run) else "Peak memory"
     held = Axis(
-        name="memory", title="Peak memory", unit=unit, show=words.number, tick=words.round_number, from_zero=True
+        name="memory", title=title, unit=unit, show=words.number, tick=words.round_number, from_zero=True
     )  # fmt: skip
     drawn = [
         chart(rate, [Curve(label="", points=run.curve("learning_rate"))], _steps(run)),

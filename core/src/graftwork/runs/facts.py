@@ -185,13 +185,21 @@ def _memory(run: RunRecord) -> Fact | None:
     measured, forecast = lookup(run.info, "memory.peak_bytes"), lookup(run.info, "memory.forecast.total_bytes")
     if is_number(measured) and measured > 0:
         value, unit = words.memory(measured)
-        said = f"forecast {' '.join(words.memory(forecast))} ({forecast / measured - 1:+.0%})" if forecast else ""
-        return Fact(label="Peak memory", value=value, unit=unit, detail=said)
+        said = [f"forecast {' '.join(words.memory(forecast))} ({forecast / measured - 1:+.0%})"] if forecast else []
+        if before := before_model_bytes(run):
+            said.append(f"without the {' '.join(words.memory(before))} before the model")
+        return Fact(label="Peak memory", value=value, unit=unit, detail=", ".join(said))
     peaks = [value for _, value in finite(run.curve("peak_memory_bytes"))]
     if not peaks or max(peaks) <= 0:
         return None
     value, unit = words.memory(max(peaks))
     return Fact(label="Peak memory", value=value, unit=unit)
+
+
+def before_model_bytes(run: RunRecord) -> float:
+    """What the process held before its model, which its forecast and its peak leave out; 0 where that is unknown."""
+    before = lookup(run.info, "memory.before_model_bytes")
+    return float(before) if is_number(before) and before > 0 else 0.0
 
 
 def _weights(run: RunRecord) -> Fact | None:
