@@ -20,7 +20,7 @@ from graftwork import load_config, train
 from graftwork.errors import RunError, UsageError
 from graftwork.runs.checkpoints import damage
 from graftwork.runs.signals import Stopped, exit_code
-from graftwork_ray.engine import Cluster, explained, fit, work
+from graftwork_ray.engine import Cluster, explained, fit, shared_environment, work
 
 SIZE = {
     "vocab_size": 64,
@@ -174,6 +174,16 @@ def test_the_worker_that_says_why_is_the_one_that_is_heard() -> None:
     assert str(explained(error)) == "worker 1: rows.jsonl:3: no text"
     assert isinstance(explained(error), RunError)
     assert str(explained(ValueError("no such cluster"))) == "Ray Train: no such cluster"
+
+
+def test_no_secret_goes_to_the_disk_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray stores what its workers are told."""
+    for name in ("HF_TOKEN", "HF_HUB_TOKEN", "GRAFTWORK_S3_SECRET", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("HF_HOME", "/models")
+    shared = shared_environment()
+    assert shared["HF_HOME"] == "/models"
+    assert "secret" not in shared.values()
 
 
 def test_a_cluster_is_local_where_nobody_names_one(monkeypatch: pytest.MonkeyPatch) -> None:

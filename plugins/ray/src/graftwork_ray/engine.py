@@ -33,8 +33,15 @@ STOP = "stop"
 POLL_S = 0.5
 LOCALLY_OFF = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_METRICS_ENABLED")
 """What watches over machines that come and go, and what a dashboard would show: each takes a process and its start."""
-SHARED_VARIABLES = ("GRAFTWORK_", "HF_", "TOKENIZERS_", "CUBLAS_")
-"""Beginnings of the environment variables that workers on other machines get too."""
+SHARED_VARIABLES = (
+    *("GRAFTWORK_HOME", "GRAFTWORK_CACHE", "GRAFTWORK_CACHE_GB", "GRAFTWORK_CARD_PATH", "GRAFTWORK_CARD_ENV"),
+    *("GRAFTWORK_PLUGINS", "GRAFTWORK_DISABLE_PLUGINS", "GRAFTWORK_DEBUG"),
+    *("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_ENDPOINT"),
+    *("TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM", "CUBLAS_WORKSPACE_CONFIG"),
+)
+"""The environment variables that workers on other machines get too. Each by its name: Ray writes them to its disk,
+where a token has no place.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,7 @@ def train_on(cluster: Cluster, config: RunConfig, *, resume: bool = False) -> No
         "resume": resume,
         "folder": str(Path.cwd()),
         "stop": str(notes / STOP),
-        "environment": {name: text for name, text in os.environ.items() if name.startswith(SHARED_VARIABLES)},
+        "environment": shared_environment(),
     }
     with connected(cluster):
         trainer = trainer_class(cluster)(
@@ -80,6 +87,11 @@ def train_on(cluster: Cluster, config: RunConfig, *, resume: bool = False) -> No
             fit(trainer, notes / STOP)
         except Exception as error:
             raise explained(error) from error
+
+
+def shared_environment() -> dict[str, str]:
+    """What is set of :data:`SHARED_VARIABLES`."""
+    return {name: os.environ[name] for name in SHARED_VARIABLES if name in os.environ}
 
 
 def trainer_class(cluster: Cluster) -> Any:
