@@ -17,7 +17,7 @@ from graftwork.errors import UsageError
 from graftwork.files import complete_folder
 from graftwork.runs.checkpoints import damage, read_seal
 from graftwork_native import trainer as trainer_module
-from graftwork_native.checkpoint import generators, plain_generators, restore_plain
+from graftwork_native.checkpoint import generators, plain_generators, restore_generators, restore_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,12 +121,40 @@ def test_every_generator_goes_on_where_it_was() -> None:
         return [random.random(), random.gauss(0, 1), float(np.random.normal()), float(torch.rand(1))]
 
     draw()
-    plain, tensors = json.loads(json.dumps(plain_generators())), generators()
+    model = torch.nn.Linear(1, 1)
+    plain, tensors = json.loads(json.dumps(plain_generators())), generators(model)
     first = draw()
     draw()
     restore_plain(plain)
-    torch.set_rng_state(tensors["cpu"])
+    restore_generators(tensors, model)
     assert draw() == first
+
+
+def test_a_process_keeps_the_states_of_its_own_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To ask for another's makes a context on it; a checkpoint of more GPUs than are here can be gone on from."""
+    states = {1: torch.tensor([1], dtype=torch.uint8), 0: torch.tensor([0], dtype=torch.uint8)}
+    asked: list[int] = []
+
+    def get(gpu: int) -> torch.Tensor:
+        asked.append(gpu)
+        return states[gpu]
+
+    def no(*_: Any) -> None:
+        raise AssertionError("every GPU of the machine was asked")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", get)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", no)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", no)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, gpu: states.update({gpu: state}))
+    model = torch.nn.Linear(1, 1)
+    saved = generators(model)
+    assert asked == [1]
+    states[1] = torch.tensor([9], dtype=torch.uint8)
+    restore_generators({**saved, "cuda": [*saved["cuda"], torch.tensor([7], dtype=torch.uint8)]}, model)
+    assert {gpu: int(state) for gpu, state in states.items()} == {0: 0, 1: 1}
 
 
 # Which are kept

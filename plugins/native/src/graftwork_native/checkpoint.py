@@ -88,7 +88,7 @@ def gather(model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> 
     return Gathered(
         whole_weights(model, keep=world.is_main),
         whole_optimizer(optimizer, keep=world.is_main),
-        world.collected(generators()),
+        world.collected(generators(model)),
     )
 
 
@@ -138,7 +138,7 @@ def save_in_shards(
         world.by_main(begin)
         with written(path):
             plain = shards.write_shards(world.told(made[0] if made else None), model, optimizer)
-        everyones = world.collected(generators())
+        everyones = world.collected(generators(model))
         world.by_main(finish)
 
 
@@ -172,9 +172,17 @@ def save_model(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerFas
     tokenizer.save_pretrained(folder)
 
 
-def generators() -> dict[str, torch.Tensor | list[torch.Tensor]]:
-    """PyTorch's random states."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+def generators(model: nn.Module) -> dict[str, torch.Tensor | list[torch.Tensor]]:
+    """PyTorch's random states: the CPU's, and those of :func:`own_gpus`."""
+    return {"cpu": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state(gpu) for gpu in own_gpus(model)]}
+
+
+def own_gpus(model: nn.Module) -> list[int]:
+    """The numbers of the GPUs that this process computes on. To ask another process's takes memory there."""
+    if not torch.cuda.is_initialized():
+        return []
+    own = {parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"}
+    return sorted(own or {torch.cuda.current_device()})
 
 
 def plain_generators() -> dict[str, Any]:
@@ -211,15 +219,15 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, worl
             optimizer.load_state_dict(cut_optimizer(saved["optimizer"], optimizer))
         restore_plain(json.loads((path / STATE_FILE).read_text())["generators"])
         if world.rank < len(saved["generators"]):
-            restore_generators(saved["generators"][world.rank])
+            restore_generators(saved["generators"][world.rank], model)
         else:
             torch.manual_seed(torch.initial_seed() + world.rank)
 
 
-def restore_generators(saved: Mapping[str, Any]) -> None:
-    """The inverse of :func:`generators`."""
-    if torch.cuda.is_available() and saved["cuda"]:
-        torch.cuda.set_rng_state_all(saved["cuda"])
+def restore_generators(saved: Mapping[str, Any], model: nn.Module) -> None:
+    """The inverse of :func:`generators`. A GPU that is new goes on with its own state."""
+    for gpu, state in zip(own_gpus(model), saved["cuda"], strict=False):
+        torch.cuda.set_rng_state(state, gpu)
     torch.set_rng_state(saved["cpu"])
 
 
