@@ -16,6 +16,8 @@ from graftwork.errors import ModelError, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import nn
+
 logger = logging.getLogger("graftwork.model")
 
 # The floating types that a model may be built in
@@ -88,6 +90,21 @@ def choose_dtype(asked: str, device: torch.device, stored: torch.dtype | None) -
             "Use bfloat16, float32 or auto"
         )
     return chosen
+
+
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def use_float32_masters(model: nn.Module) -> None:
+    """Trained parameters in float32: an update smaller than 1/256 of a weight is lost in bfloat16."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
 
 
 def _automatic(asked: str) -> DeviceMap:

@@ -11,6 +11,7 @@ from graftwork.adapters import attach_adapter, load_adapter
 from graftwork.adapters.folder import adapter_folder
 from graftwork.adapters.tokens import add_rows, added_token_ids, require_trained
 from graftwork.builders import build_model
+from graftwork.builders.dtype import use_float32_masters
 from graftwork.errors import UsageError
 from graftwork_native import precision
 from graftwork_native.checkpoint import load_state
@@ -42,7 +43,7 @@ def load_model(config: RunConfig, checkpoint: Path | None) -> tuple[nn.Module, t
     if config.training.use_peft:
         model = with_adapter(model, config, checkpoint, tokens)
     if config.model.torch_dtype == "auto":
-        precision.use_float32_masters(model)
+        use_float32_masters(model)
         precision.require_products(model, precision.autocast_dtype(config, device_of(model)))
         if checkpoint is not None:
             precision.return_frozen(model, getattr(torch, load_state(checkpoint).model_dtype))

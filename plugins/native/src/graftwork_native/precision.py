@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from graftwork.builders.dtype import bfloat16_is_fast
 from graftwork.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,21 +30,6 @@ def autocast_dtype(config: RunConfig, device: torch.device) -> torch.dtype | Non
         f"training.mixed_precision_dtype: {config.training.mixed_precision_dtype} needs loss scaling, which the native "
         "trainers do not have; use bf16, auto or none"
     )
-
-
-def bfloat16_is_fast(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def use_float32_masters(model: nn.Module) -> None:
-    """Trained parameters in float32: an update smaller than 1/256 of a weight is lost in bfloat16."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-            parameter.data = parameter.data.float()
 
 
 def require_products(model: nn.Module, products: torch.dtype | None) -> None:

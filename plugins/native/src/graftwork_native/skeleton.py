@@ -10,12 +10,11 @@ from torch import nn
 
 from graftwork.adapters import attach_adapter
 from graftwork.builders import build_model
-from graftwork.builders.dtype import checkpoint_dtype, choose_device_map, choose_dtype, device_of
+from graftwork.builders.dtype import checkpoint_dtype, choose_device_map, choose_dtype, device_of, use_float32_masters
 from graftwork.builders.quantize import choose_quantizer, quantizer_options
 from graftwork.errors import UsageError
 from graftwork.sources import locate, resolve
 from graftwork.sources.local import read_config
-from graftwork_native import precision
 from graftwork_native.model import checkpoint_gradients
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def skeleton(config: RunConfig, device: torch.device) -> tuple[Any, torch.dtype]
             changes = {"q_lora": False, "quantizer": None, "lora_init_weights": "default"}
             model = attach_adapter(model, config.peft.model_copy(update=changes), family=config.model.family)
     if config.model.torch_dtype == "auto":
-        precision.use_float32_masters(model)
+        use_float32_masters(model)
     if config.training.enable_gradient_checkpointing:
         kwargs = {**config.training.gradient_checkpointing_kwargs, "preserve_rng_state": False}
         training = config.training.model_copy(update={"gradient_checkpointing_kwargs": kwargs})

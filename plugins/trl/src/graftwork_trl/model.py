@@ -14,6 +14,7 @@ from graftwork.adapters import attach_adapter, load_adapter
 from graftwork.adapters.folder import adapter_folder
 from graftwork.adapters.tokens import add_rows, added_token_ids, require_trained
 from graftwork.builders import build_model
+from graftwork.builders.dtype import bfloat16_is_fast, use_float32_masters
 from graftwork.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,13 +54,6 @@ def load_model(config: RunConfig, *, scores: bool) -> tuple[Any, torch.dtype]:
     if config.model.torch_dtype == "auto":
         use_float32_masters(model)
     return model.train(), loaded
-
-
-def use_float32_masters(model: nn.Module) -> None:
-    """Trained parameters in float32: an update smaller than 1/256 of a weight is lost in bfloat16."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-            parameter.data = parameter.data.float()
 
 
 def reward_model(model: Any) -> Any:
@@ -127,11 +121,3 @@ def autocast_of(config: RunConfig, device: torch.device) -> dict[str, bool]:
         )
     bf16 = asked == "bf16" or (asked == "auto" and bfloat16_is_fast(device))
     return {"bf16": bf16, "fp16": asked == "fp16"}
-
-
-def bfloat16_is_fast(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
