@@ -55,7 +55,8 @@ def test_a_named_template_without_its_end_of_turn(graft: Any, run: Any) -> None:
         assert code == 2
         assert "model.chat_template" in err
         assert "'chatml' ends a turn in <|im_end|>, and the tokenizer in" in err
-        assert "has no such token: the model would not learn to stop. Use the template that belongs" in err
+        assert "has no such token: the model would not learn to stop. Add what it writes (model.added_tokens: " in err
+        assert '["<|im_end|>"]), or use a template that ends a turn in a token that is there: ' in err
     assert graft("config", "validate", run("default"))[0] == 0
 
 
@@ -78,6 +79,14 @@ def test_what_files_cannot_tell_is_left_to_the_tokenizer(tmp_path: Path) -> None
     added = {"added_tokens_decoder": {"1": {"content": "<|im_end|>"}}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(added))
     assert missing_stop(find_template("chatml"), tmp_path) is None
+
+
+def test_a_token_that_is_added_is_there(graft: Any, run: Any) -> None:
+    without_end(run.model)
+    path = run("chatml")
+    assert graft("config", "validate", path, 'model.added_tokens=["<|im_end|>"]')[0] == 0
+    code, _, err = graft("config", "validate", path, 'model.added_tokens=["<|tool|>"]')
+    assert (code, "model.chat_template" in err) == (2, True)
 
 
 def test_a_template_that_takes_other_conversations_is_left_to_the_data(tokenizer: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from graftwork.errors import DataError, UsageError
@@ -14,19 +15,36 @@ if TYPE_CHECKING:
     from graftwork.chat.template import TemplateSource
 
 
-def missing_stop(template: TemplateSource, folder: Path) -> str | None:
-    """Why the tokenizer in ``folder`` cannot end a turn of ``template``, as far as ``tokenizer.json`` alone tells;
-    None where it can, and where there is no such file.
+def missing_stop(template: TemplateSource, folder: Path, added: Collection[str] = ()) -> str | None:
+    """Why the tokenizer in ``folder``, with the tokens ``added`` to it, cannot end a turn of ``template``, as far as
+    ``tokenizer.json`` alone tells; None where it can, and where there is no such file.
     """
     if not template.stop or not (folder / "tokenizer.json").is_file():
         return None
-    if any(text in template.stop for text in _tokens(folder)):
+    tokens = {*_tokens(folder), *added}
+    if not tokens.isdisjoint(template.stop):
         return None
+    written = [text for text in _controls(template) if text not in tokens]
     return (
         f"chat template {template.label} ends a turn in {' or '.join(template.stop)}, and the tokenizer in {folder} "
-        "has no such token: the model would not learn to stop. Use the template that belongs to the tokenizer (graft "
-        "templates ls), or one that ends a turn in the tokenizer's own eos_token"
+        f"has no such token: the model would not learn to stop. Add what it writes (model.added_tokens: "
+        f"{json.dumps(written)}), or use a template that ends a turn in a token that is there"
+        f"{_fitting(tokens)}"
     )
+
+
+def _controls(template: TemplateSource) -> list[str]:
+    """The control tokens that stand in the template, as ``<|im_start|>`` does, and those that end a turn."""
+    return list(dict.fromkeys([*re.findall(r"<\|\w+\|>", template.source), *template.stop]))
+
+
+def _fitting(tokens: Collection[str]) -> str:
+    """The registered templates that end a turn in one of ``tokens``, and the one that does so in any eos_token."""
+    from graftwork.registry import get_registry
+
+    templates = get_registry().chat_templates
+    fitting = [name for name in sorted(templates) if set(templates[name].stop) & set(tokens)]
+    return f": {', '.join([*fitting, 'default'][:4])} (graft templates ls)"
 
 
 def require_stops(tokenizer: Any, stops: Collection[int], variables: Mapping[str, Any]) -> None:

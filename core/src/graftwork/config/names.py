@@ -84,11 +84,11 @@ def _check_template(model: ModelParams) -> Iterator[Problem]:
     tokenizer = "tokenizer_name" if model.tokenizer_name else "model_name"
     try:
         folder = resolve(getattr(model, tokenizer)).path if model.chat_template else None
-        reason = missing_stop(find_template(model.chat_template), folder) if folder else None
+        reason = missing_stop(find_template(model.chat_template), folder, model.added_tokens) if folder else None
     except GraftworkError:  # reported as a wrong name
         return
     if reason:
-        path, related = ("model", "chat_template"), (("model", tokenizer),)
+        path, related = ("model", "chat_template"), (("model", tokenizer), ("model", "added_tokens"))
         yield Problem(path=path, value=model.chat_template, text=reason, related=related)
 
 
