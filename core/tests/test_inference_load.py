@@ -49,7 +49,9 @@ def test_a_folder_by_name_or_params(tmp_path):
 def test_a_reward_model_writes_no_text(tmp_path):
     folder = save_model(tmp_path / "model")
     LlamaForSequenceClassification(LlamaConfig.from_pretrained(folder, num_labels=1)).save_pretrained(folder)
-    words = r"model is a LlamaForSequenceClassification, which writes no text: .*AutoModelForSequenceClassification"
+    words = (
+        r"(?s)model is a reward model .*LlamaForSequenceClassification.*logits are the scores: AutoModelForSequenceCl"
+    )
     with pytest.raises(ModelError, match=words):
         load_model(str(folder))
 
@@ -112,3 +114,13 @@ def test_a_trained_model_tells_its_published_story():
     assert made.text == published["expected_text"]
     stream = build_engine(loaded).stream("", GenerationParams(max_new_tokens=20))
     assert published["expected_text"].startswith("".join(stream))
+
+
+def test_an_adapter_that_judges_is_no_language_model(tmp_path):
+    """Put onto its base as a language model it would fail on the shape of a head, or worse, write."""
+    (tmp_path / "adapter_config.json").write_text('{"task_type": "SEQ_CLS"}')
+    with pytest.raises(ModelError, match=r"is a reward model \(.*task_type SEQ_CLS\), which writes no text"):
+        load_model(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text('{"task_type": "CAUSAL_LM"}')
+    with pytest.raises(ModelError, match="does not record its base"):
+        load_model(str(tmp_path))

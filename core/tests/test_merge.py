@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -203,3 +205,31 @@ def test_the_command(toy_model: Any, tmp_path: Path) -> None:
     record = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert record["model_type"] == "llama"
     assert not (tmp_path / "merged" / "graftwork_adapter.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ((), "give the folder that training wrote an adapter to"),
+        (("config.json",), "it holds a whole model, which needs no merge"),
+        (("final/config.json",), "it holds a whole model, which needs no merge"),
+        (("final/adapter_config.json",), "this is a run's, whose adapter is "),
+    ],
+)
+def test_a_folder_without_an_adapter_is_said_before_torch_is_loaded(
+    tmp_path: Path, files: tuple[str, ...], said: str
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    program = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('torch', 'transformers', 'peft')))\n"
+        "from graftwork.cli import main\n"
+        f"sys.exit(main(['merge', {str(tmp_path)!r}, '--output-dir', 'new']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "there is no adapter_config.json, so this is not an adapter's folder" in done.stderr
+    assert said in done.stderr
+    assert "adapter_model" not in done.stderr

@@ -21,7 +21,7 @@ def adapter_folder(name: str | Path) -> Path:
     try:
         resolved = resolve(str(name) if isinstance(name, str) else str(name.absolute()))
     except ModelError as error:
-        raise ModelError(f"adapter {name} (model.adapter_model): {error}") from error
+        raise ModelError(f"adapter {name}: {error}") from error
     if resolved.kind == "preset":
         raise ModelError(f"adapter {name}: this is a preset; give an adapter's folder or Hub id")
     path = locate(resolved)

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 Prompt: TypeAlias = "str | Sequence[Message] | Sequence[Mapping[str, Any]]"
 """A text to go on from, or the messages of a conversation to answer."""
 
+SCORE = (
+    "One that judges text is loaded with transformers, and its logits are the scores: "
+    "AutoModelForSequenceClassification.from_pretrained(FOLDER)"
+)
+"""How to use a reward model, as the end of an error."""
+
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
@@ -116,15 +122,35 @@ def load_model(model: str | ModelParams, **changes: Any) -> LoadedModel:
     from graftwork.builders import build_model, build_tokenizer, family_of
 
     params = _params(model, changes)
+    for name in (params.model_name, params.adapter_model):
+        refuse_judge(name)
     tokenizer = build_tokenizer(params)
     built = build_model(params)
     if not getattr(built, "can_generate", lambda: True)():
         raise ModelError(
-            f"{params.model_name} is a {type(built).__name__}, which writes no text: give a language model. One that "
-            "judges text, as a reward model does, is loaded with transformers (AutoModelForSequenceClassification)"
+            f"{params.model_name} is a {type(built).__name__}, which writes no text: give a language model. {SCORE}"
         )
     built.eval()
     return loaded_model(built, tokenizer, params, family=family_of(built, params.family))
+
+
+def refuse_judge(name: str | None) -> None:
+    """Raises :class:`ModelError` for the folder of a model (or of an adapter) that judges texts, as a reward model
+    does: as a language model it has no head, and as an adapter it does not fit one.
+    """
+    folder = Path(name).expanduser() if name else None
+    for file, key in (("adapter_config.json", "task_type"), ("config.json", "architectures")):
+        if folder is None or not (folder / file).is_file():
+            continue
+        try:
+            found = json.loads((folder / file).read_text("utf-8")).get(key)
+        except ValueError:
+            return  # said better by whoever reads it next
+        if found == "SEQ_CLS" or str(found).endswith("ForSequenceClassification']"):
+            raise ModelError(
+                f"{folder} is a reward model (or another classifier: {file} says {key} {found}), which writes no "
+                f"text: give a language model. {SCORE}"
+            )
 
 
 def loaded_model(
