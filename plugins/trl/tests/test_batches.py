@@ -172,5 +172,24 @@ def test_a_row_without_a_verdict_is_told(toys: Any, tmp_path: Path, label: objec
 
     rows = toys.judged()
     rows[1]["label"] = label
-    with pytest.raises(DataError, match=rf"TRL_KTO.jsonl:2: label is {label!r}; for TRL_KTO each row says with label"):
+    with pytest.raises(DataError, match=rf"TRL_KTO.jsonl:2: label is {label!r}; each row says with label"):
         first_row(toys, tmp_path, "TRL_KTO", rows)
+
+
+def test_rows_without_a_verdict_go_to_the_account(toys: Any, tmp_path: Path) -> None:
+    """As other rows that cannot be used: counted, with reason and place, and left out within the threshold."""
+    rows = toys.judged(8)
+    del rows[1]["label"]
+    rows[4]["messages"][1]["content"] = "no <end>"
+    path = toys.write(tmp_path / "rows.jsonl", rows)
+    for reader in ("text_sft", "huggingface"):
+        data = {"train": {**toys.split(path, reader), "max_rejected": 2}}
+        config = toys.config(tmp_path, tmp_path, "TRL_KTO", data)
+        loaded = load_data(config, METHODS["TRL_KTO"], toys.tokenizer(), END, 1)
+        (account,) = loaded.train.accounts
+        assert (account.read, account.used) == (8, 6)
+        told = [(kind.places, kind.reason) for kind in account.rejected.values()]
+        assert [places for places, _ in told] == [[f"{path}:2"], [f"{path}:5"]]
+        assert told[0][1].startswith("label is None; each row says with label: true or false")
+        assert "holds <end>" in told[1][1]
+        assert {where for row in next(loaded.train.steps()) for where in row.wheres} <= set(loaded.labels)

@@ -126,9 +126,32 @@ def test_prompts_that_are_too_long(toys: Any, tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"jsonl:1: the prompt has 11 tokens, but may have 5; raise max_length, or set"):
         prompts(max_length=5)
-    with pytest.raises(DataError, match="no row has a prompt of a length that can be trained on"):
+    with pytest.raises(DataError, match=r"none of its 8 rows can be used: .*too long: .* nothing to train on"):
         prompts(max_length=5, over_long="drop")
     assert len(prompts(max_length=11).rows) == 8
+
+
+def test_rows_that_hold_no_prompt_are_counted(toys: Any, tmp_path: Path) -> None:
+    from graftwork_trl.grpo import Prompts
+
+    rows = toys.sums()
+    rows[2] = {"question": "1 <end> 1", "answer": "2"}
+    path = toys.write(tmp_path / "rows.jsonl", [*rows[:5], {"other": 1}, *rows[5:]])
+
+    def prompts(**changes: Any) -> Prompts:
+        data = {"train": toys.split(path, **changes)}
+        return Prompts((config := toys.config(tmp_path, tmp_path, "TRL_GRPO", data)), config.data.train,
+                       METHODS["TRL_GRPO"], toys.tokenizer())  # fmt: skip
+
+    with pytest.raises(
+        DataError, match=r"1 of 3 rows cannot be used:\n  .*rows.jsonl:3: message number 1 .*holds <end>"
+    ):
+        prompts()
+    made = prompts(max_rejected=2)
+    assert len(made.rows) == len(made.dataset()) == 7
+    (account,) = made.facts()["datasets"]
+    assert (account["read"], account["used"]) == (9, 7)
+    assert [kind["places"] for kind in account["rejected"]] == [[f"{path}:3"], [f"{path}:6"]]
 
 
 def test_prompts_that_are_held_out_are_not_trained_on(toys: Any, tmp_path: Path) -> None:

@@ -193,12 +193,9 @@ class Account:
         return f"none of its {self.read:,} rows can be used: " + "; ".join(reasons)
 
     def _bad_rows(self, rejected: int) -> DataError:
-        if rejected == 1:
-            return DataError(str(next(iter(self.rejected.values()))))
-        return DataError(
-            "\n  ".join([f"{rejected} of {self.read} rows cannot be used:", *listed(self.rejected)])
-            + ("" if not self.max_rejected else f"\n  more than max_rejected: {self.max_rejected:g} allows")
-        )
+        count = f"{rejected:,} of {self.read:,} rows cannot be used:"
+        more = [f"more than max_rejected: {self.max_rejected:g} allows"] if self.max_rejected else []
+        return DataError("\n  ".join([count, *listed(self.rejected), *more]))
 
 
 def note(kinds: Kinds, where: str, reason: str) -> None:

@@ -52,9 +52,17 @@ def look_up(params: DatasetParams) -> tuple[DatasetSpec, BaseModel | None]:
     options = spec.params().model_validate(params.dataset_kwargs) if spec.params else None
     if spec.recognise is not None:
         spec = replace(spec, schema=_recognised(params.model_dump_json()))
+    if getattr(options, "judged", False):
+        spec = replace(spec, open=partial(_open_judged, spec))
     if params.holdout:
         spec = replace(spec, open=partial(_open_part, spec))
     return spec, options
+
+
+def _open_judged(spec: DatasetSpec, request: OpenRequest) -> RowSource:
+    from graftwork.data.readers import Judged
+
+    return Judged(spec.open(request))
 
 
 def _open_part(spec: DatasetSpec, request: OpenRequest) -> RowSource:

@@ -16,6 +16,9 @@ class FileParams(Params):
     delimiter: str | None = Field(
         None, min_length=1, max_length=1, description="What stands between the cells of a CSV file; default: a comma."
     )
+    judged: bool = Field(
+        False, description="Whether a row has to say with label: true or false if its answer is a good one (for KTO)."
+    )
 
 
 class TextDatasetParams(FileParams):

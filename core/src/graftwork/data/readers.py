@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from graftwork.data.files import (
     Item,
     Reader,
+    Unreadable,
     kind_of,
     read_documents,
     read_json,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "START",
     "FileSource",
+    "Judged",
     "OpenRequest",
     "Position",
     "Reader",
@@ -109,6 +111,41 @@ class FileSource:
         for number, path in enumerate(self.files[first:], first):
             yield from read_rows(path, number, offset, reader_of(path, self.read_other, self.delimiter))
             offset = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The rows of a source of which each has to say with ``label`` whether its answer is a good one; one that does
+    not is a row that cannot be used.
+    """
+
+    source: RowSource
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.source.files
+
+    @property
+    def revisions(self) -> Mapping[str, str]:
+        """As of a source on the Hub; of files there are none."""
+        return getattr(self.source, "revisions", {})
+
+    def rows(self, start: Position = START) -> Iterator[Row]:
+        for row in self.source.rows(start):
+            if isinstance(row.data, Unreadable) or verdict_of(row) is not None:
+                yield row
+                continue
+            reason = (
+                f"label is {row.data.get('label')!r}; each row says with label: true or false whether its answer is a "
+                "good one (or give preference pairs, of which each answer is taken)"
+            )
+            yield Row(Unreadable(f"{row.where}: {reason}"), row.where, row.after)
+
+
+def verdict_of(row: Row) -> bool | None:
+    """What a row says of its answer in the field ``label``, as TRL names it; None where it says nothing."""
+    label = row.data.get("label")
+    return bool(label) if isinstance(label, (bool, int)) and label in (0, 1) else None
 
 
 def read_rows(path: Path, number: int, offset: int, read: Reader) -> Iterator[Row]:

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from graftwork.data.conversations import given
+from graftwork.data.files import Unreadable
 from graftwork.data.loader import LoadRequest, load_indexed, load_split, max_length, open_source, schema_of
 from graftwork.data.names import look_up
+from graftwork.data.readers import verdict_of
 from graftwork.data.shapes import is_pair
 from graftwork.errors import DataError, UsageError
 
@@ -73,7 +75,7 @@ def for_method(split: DatasetSplitParams, method: Method) -> DatasetSplitParams:
         raise UsageError(f"data.*.pack: {method.name} takes its samples one below another; set pack: false")
     if method.batch == "unpaired":
         # One answer is judged: the last one. What the assistant said before is part of the prompt.
-        datasets = [as_conversations(params) for params in split.datasets]
+        datasets = [judged(as_conversations(params)) for params in split.datasets]
         return split.model_copy(update={"train_target": "final_assistant_turn", "datasets": datasets})
     return split
 
@@ -89,6 +91,14 @@ def as_conversations(params: DatasetParams) -> DatasetParams:
     if first is None or is_pair(first.data) or not given(first.data, "label"):
         return params
     return params.model_copy(update={"dataset_kwargs": {**params.dataset_kwargs, "rows_are": "chat"}})
+
+
+def judged(params: DatasetParams) -> DatasetParams:
+    """The dataset, said to need a verdict in each row, where its reader can be told so and it holds conversations."""
+    spec, options = look_up(params)
+    if spec.schema != "chat" or not hasattr(options, "judged"):
+        return params
+    return params.model_copy(update={"dataset_kwargs": {**params.dataset_kwargs, "judged": True}})
 
 
 def common(
@@ -115,12 +125,17 @@ def source_rows(split: DatasetSplitParams) -> Iterator[tuple[SourceRow, str]]:
 
 
 def labels_of(split: DatasetSplitParams) -> Iterator[tuple[str, bool]]:
-    """Where each row stands, and whether its answer is a good one (the field ``label``, as TRL names it)."""
+    """Where each row stands, and whether its answer is a good one. Rows that cannot be used are in the account.
+
+    Raises :class:`DataError` at a row without a verdict, of a reader that lets them through.
+    """
     for row, _ in source_rows(split):
-        label = row.data.get("label")
-        if not isinstance(label, (bool, int)) or label not in (0, 1):
+        if isinstance(row.data, Unreadable):
+            continue
+        verdict = verdict_of(row)
+        if verdict is None:
             raise DataError(
-                f"{row.where}: label is {label!r}; for TRL_KTO each row says with label: true or false whether its "
-                "answer is a good one (or give preference pairs, of which each answer is taken)"
+                f"{row.where}: label is {row.data.get('label')!r}; for TRL_KTO each row says with label: true or "
+                "false whether its answer is a good one"
             )
-        yield row.where, bool(label)
+        yield row.where, verdict

@@ -5,10 +5,14 @@ from __future__ import annotations
 from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from graftwork.chat import encode_prompt
+from graftwork.data.account import Account, Outcome
 from graftwork.data.conversations import to_conversation, tools_of
 from graftwork.data.loader import max_length
 from graftwork.data.order import epoch_order
+from graftwork.data.samples import Sample
 from graftwork.errors import DataError, RunError, UsageError
 from graftwork.messages import Role
 from graftwork.registry import get_registry
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerFast
 
-    from graftwork.config import DatasetSplitParams, RunConfig
+    from graftwork.config import DatasetParams, DatasetSplitParams, RunConfig
     from graftwork.data.readers import Row
     from graftwork_trl.methods import Method
     from graftwork_trl.params import GrpoOptions
@@ -42,17 +46,40 @@ class Prompts:
         self.sizes: list[int] = []
         if any(params.stream if params.stream is not None else split.stream for params in split.datasets):
             raise UsageError(f"data.*.stream: {method.name} reads its prompts before the first step; set stream: false")
-        for params in split.datasets:
-            one = split.model_copy(update={"datasets": [params]})
-            made = [self._row(row, field) for row, field in source_rows(one)]
-            kept = [row for row in made if row is not None]
-            self.rows += kept
-            self.sizes.append(len(kept))
-        if not self.rows:
-            raise DataError("data: no row has a prompt of a length that can be trained on")
+        self.accounts: list[Account] = []
+        for params in self.split.datasets:
+            before = len(self.rows)
+            self._read(params)
+            self.sizes.append(len(self.rows) - before)
 
-    def _row(self, row: Row, messages_field: str) -> dict[str, Any] | None:
-        """The row for TRL: ``prompt``, ``answer`` (the last answer in the data) and the row's own plain fields."""
+    def _read(self, params: DatasetParams) -> None:
+        """The rows of one dataset, each counted. Raises :class:`DataError` where too many are rejected."""
+        account = Account(params.dataset_path or params.dataset_name, self.split.max_rejected)
+        self.accounts.append(account)
+        for row, field in source_rows(self.split.model_copy(update={"datasets": [params]})):
+            account.add(self._outcome(row, field))
+            account.judge(complete=False)
+        account.close()
+
+    def _outcome(self, row: Row, messages_field: str) -> Outcome:
+        """What becomes of a row; one that can be used is kept."""
+        try:
+            made, prompt, ids = self._row(row, messages_field)
+            size = f"the prompt has {len(ids)} tokens, but may have {self.limit}"
+            if len(ids) > self.limit and self.split.over_long != "drop":
+                raise DataError(f"{size}; raise max_length, or set over_long: drop")
+        except DataError as error:
+            return Outcome(row.where, None, "rejected", str(error).removeprefix(f"{row.where}: "))
+        if len(ids) > self.limit:
+            return Outcome(row.where, None, "dropped", f"too long: {size}")
+        self.ids[key_of(prompt)] = ids
+        self.rows.append(made)
+        return Outcome(row.where, Sample(np.asarray(ids, np.int32), np.zeros(len(ids), np.bool_), row.where))
+
+    def _row(self, row: Row, messages_field: str) -> tuple[dict[str, Any], list[dict[str, str]], list[int]]:
+        """The row for TRL: ``prompt``, ``answer`` (the last answer in the data) and the row's own plain fields; the
+        prompt alone, and its ids.
+        """
         messages = to_conversation(row, messages_field).messages
         if any(not isinstance(message.content, str) for message in messages):
             raise DataError(f"{row.where}: prompts and answers for TRL_GRPO are messages of plain text; mend the row")
@@ -60,17 +87,8 @@ class Prompts:
         prompt, answer = (turns[:-1], turns[-1]["content"]) if messages[-1].role is Role.ASSISTANT else (turns, "")
         if not prompt:
             raise DataError(f"{row.where}: there is an answer, but nothing is asked; remove the row")
-        ids = self._encode(row, prompt)
-        if len(ids) > self.limit and self.split.over_long != "drop":
-            raise DataError(
-                f"{row.where}: the prompt has {len(ids)} tokens, but may have {self.limit}; raise max_length, or set "
-                "over_long: drop"
-            )
-        if len(ids) > self.limit:
-            return None
-        self.ids[key_of(prompt)] = ids
         plain = {name: value for name, value in row.data.items() if isinstance(value, PLAIN)}
-        return {**plain, "prompt": prompt, "answer": answer}
+        return {**plain, "prompt": prompt, "answer": answer}, prompt, self._encode(row, prompt)
 
     def _encode(self, row: Row, prompt: list[dict[str, str]]) -> list[int]:
         try:
@@ -84,6 +102,10 @@ class Prompts:
         except DataError as error:
             raise DataError(f"{row.where}: {error}") from None
         return ids
+
+    def facts(self) -> dict[str, Any]:
+        """For run.json: how many prompts there are, and what became of each dataset's rows."""
+        return {"prompts": len(self.rows), "datasets": [account.to_plain() for account in self.accounts]}
 
     def dataset(self, needed: int | None = None) -> Any:
         """``needed`` prompts in the order of a run, epoch after epoch; without it each prompt once."""

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
-from safetensors import SafetensorError
 from transformers import Trainer
 
 from graftwork.adapters import save_adapter
@@ -23,8 +22,8 @@ from graftwork.builders.optimizers import parameter_groups
 from graftwork.builders.quiet import no_progress_bar
 from graftwork.errors import RunError
 from graftwork.registry import get_registry
-from graftwork.runs.checkpoints import new_checkpoint
-from graftwork.runs.run import remedy
+from graftwork.runs.checkpoints import new_checkpoint, written
+from graftwork.runs.kept import remove_old
 from graftwork_trl.batches import weight
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ class Recorded(Trainer):  # type: ignore[misc]  # transformers has no types
             return
         session.run.flush()
         self.state.log_history.clear()  # metrics.jsonl has it
-        with explained(session.checkpoint(step)), shared_checkpoint(session, step, self.accelerator) as folder:
+        with written(session.checkpoint(step)), shared_checkpoint(session, step, self.accelerator) as folder:
             self.save_model(str(folder), _internal_call=True)
             self._save_optimizer_and_scheduler(str(folder))
             self._save_scaler(str(folder))
@@ -109,7 +108,7 @@ class Recorded(Trainer):  # type: ignore[misc]  # transformers has no types
                 session.save(folder)
         session.saved_step = step
         if self.args.should_save:
-            session.remove_old()
+            remove_old(session.run, session.state.best)
             get_registry().events.checkpoint_saved(session.run, step, session.checkpoint(step))
 
 
@@ -197,19 +196,6 @@ def shared_checkpoint(session: Session, step: int, accelerator: Any) -> Iterator
         broadcast_object_list(named)
         yield named[0]
         accelerator.wait_for_everyone()
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """What the disk, torch or safetensors say to a folder that is written, as an error that says what to do."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        helps = remedy(error)
-        raise RunError(
-            f"{path} could not be written: {error}; nothing of it was left behind. {helps[0].upper()}{helps[1:]}, then "
-            "go on from the last checkpoint with --resume"
-        ) from error
 
 
 def save_model(folder: Path, model: Any, session: Session, came: Came, state_dict: Any = None) -> None:

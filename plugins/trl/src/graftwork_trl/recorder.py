@@ -11,6 +11,8 @@ import torch.distributed as dist
 from accelerate import PartialState
 from transformers import TrainerCallback
 
+from graftwork.runs.kept import chosen_metric
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -47,8 +49,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
             control.should_save = control.should_training_stop = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any) -> None:
-        """After an evaluation; the one before the first step only says where the run began."""
+        """After an evaluation; the one before the first step says where the run began, and what can be ranked."""
         if not state.global_step:
+            chosen_metric(self.session.config.training, metrics)
             return
         gain = self.session.compare(state.global_step, metrics)
         control.should_save = control.should_save or (gain and self.session.config.training.load_best_model_at_end)

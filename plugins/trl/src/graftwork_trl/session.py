@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from graftwork.errors import RunError, UsageError, did_you_mean
-from graftwork.files import remove_folder
+from graftwork.errors import RunError
+from graftwork.runs.kept import Best, chosen_metric, is_gain, ranked, without_lost
 from graftwork.runs.memory import peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -30,15 +29,15 @@ STATE_FILE = "graftwork_state.json"
 
 @dataclass(slots=True)
 class State:
-    """Where a run stands, as far as transformers' ``trainer_state.json`` does not say it.
+    """Where a run stands, as far as transformers' ``trainer_state.json`` does not say it; ``best`` is the best
+    evaluation, as (step, metric).
 
     ``tokens_of_trl`` is TRL's own count (its metric ``num_tokens``), which counts a pair's prompt twice.
     """
 
     tokens: int = 0
     tokens_of_trl: float = 0
-    best_metric: float | None = None
-    best_step: int | None = None
+    best: Best = field(default_factory=list)
     evaluations_without_gain: int = 0
     loader: dict[str, Any] = field(default_factory=dict)
 
@@ -111,30 +110,16 @@ class Session:
         }
 
     def compare(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Keeps count of the best evaluation; says whether this is it. An equal one is not. For the patience a gain
-        has to be above ``early_stopping_threshold``, as in transformers.
+        """Keeps count of the best evaluation; says whether this is it. An equal one is not.
 
         Raises :class:`UsageError` where ``metric_for_best_model`` is not measured.
         """
         state, training = self.state, self.config.training
-        asked, more = training.metric_for_best_model, training.greater_is_better
-        name = asked if asked.startswith("eval_") else f"eval_{asked}"  # as in transformers
-        if name not in metrics:
-            raise UsageError(
-                f"training.metric_for_best_model: {asked} is not measured in an evaluation; "
-                f"{did_you_mean(name, metrics)}"
-            )
-        metric, better = metrics[name], not name.endswith("loss") if more is None else more
-        if not math.isfinite(metric):
-            state.evaluations_without_gain += 1
-            return False
-        before = state.best_metric
-        ahead = math.inf if before is None else metric - before if better else before - metric
-        gained = ahead > training.early_stopping_threshold
+        metric = chosen_metric(training, metrics)
+        gained = is_gain(training, state.best, metric)
         state.evaluations_without_gain = 0 if gained else state.evaluations_without_gain + 1
-        if ahead > 0:
-            state.best_metric, state.best_step = metric, step
-        return ahead > 0
+        state.best = ranked(training, state.best, step, metric)
+        return (step, metric) in state.best
 
     def has_stalled(self) -> bool:
         """Whether the evaluations have brought no gain for long enough."""
@@ -155,17 +140,13 @@ class Session:
         """The inverse of :meth:`save`. Raises :class:`RunError` where the folder is no checkpoint of a TRL trainer."""
         try:
             self.state = State(**json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+            self.state.best = [(step, metric) for step, metric in self.state.best]
         except (OSError, ValueError, TypeError) as error:
             raise RunError(
                 f"{folder} is not a checkpoint that a TRL trainer can go on from: {type(error).__name__}: {error}; "
                 "delete or move it, and --resume goes on from the one before it"
             ) from error
+        if self.config.training.load_best_model_at_end:
+            self.state.best = without_lost(self.run, self.state.best)
         if self.data is not None:
             self.data.train.load_state_dict(self.state.loader)
-
-    def remove_old(self) -> None:
-        """Keeps the newest ``save_total_limit`` checkpoints, and the best one."""
-        limit = self.config.training.save_total_limit
-        for path in self.run.checkpoints[:-limit] if limit else []:
-            if path.name != f"step-{self.state.best_step}":
-                remove_folder(path)

@@ -24,6 +24,8 @@ from graftwork.data.loader import count_steps, describe, schema_of
 from graftwork.errors import UsageError
 from graftwork.files import complete_folder
 from graftwork.registry import get_registry
+from graftwork.runs.checkpoints import written
+from graftwork.runs.kept import best_to_load, metric_name
 from graftwork.runs.signals import handled, stop
 from graftwork.tokenizers import stop_token_ids
 from graftwork.training import TrainRequest, TrainResult
@@ -31,7 +33,7 @@ from graftwork_trl.arguments import arguments
 from graftwork_trl.batches import maker
 from graftwork_trl.data import load_data
 from graftwork_trl.grpo import Grpo, Prompts, prompts_per_step, rewards_of
-from graftwork_trl.loops import OwnSteps, as_came, explained, recorded, save_model
+from graftwork_trl.loops import OwnSteps, as_came, recorded, save_model
 from graftwork_trl.methods import METHODS, quiet
 from graftwork_trl.model import forget_copy_of_fresh_adapter, load_model, reference_of
 from graftwork_trl.params import GrpoOptions, Options
@@ -208,7 +210,7 @@ class TrlTrainer:
             "device": str(self.trainer.args.device),
             "processes": self.processes,
             "layout": "padded batches",
-            "data_train": describe(data.train) if data else {"prompts": len(self.prompts.rows)},
+            "data_train": describe(data.train) if data else self.prompts.facts(),
             "total_steps": self.session.total_steps,
         }
 
@@ -217,17 +219,19 @@ class TrlTrainer:
     def _save_final(self) -> Path:
         """``final/``: the last weights, or the best ones, in the type that the model was loaded in."""
         path = self.request.run.folder / "final"
-        trainer, state = self.trainer, self.session.state
-        if self.config.training.load_best_model_at_end and state.best_step not in (None, trainer.state.global_step):
-            logger.info("final/ gets the weights of step %d", state.best_step)
-            trainer._load_from_checkpoint(str(self.session.checkpoint(state.best_step)))
+        trainer, training = self.trainer, self.config.training
+        if training.load_best_model_at_end:
+            best = best_to_load(self.request.run, self.session.state.best, trainer.state.global_step)
+            if best is not None:
+                logger.info("final/ gets the weights of step %d, %s %.4f", best[0], metric_name(training), best[1])
+                trainer._load_from_checkpoint(str(self.session.checkpoint(best[0])))
         if not trainer.is_world_process_zero():
             return path
         model = trainer.accelerator.unwrap_model(trainer.model)
         if not isinstance(model, PeftModel):
             model = model.to(self.loaded_dtype)
         self.request.run.require_folder()
-        with explained(path), complete_folder(path) as folder:
+        with written(path), complete_folder(path) as folder:
             for part in final_models(model, self.config):
                 save_model(folder, part, self.session, trainer.came)
         return path
