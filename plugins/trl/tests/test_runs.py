@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -207,10 +208,36 @@ def test_what_is_best_can_be_another_metric(toys: Any, tmp_path: Path, llama: Pa
     margins = {row["step"]: row["eval_rewards/margins"] for row in toys.metrics(tmp_path / "run") if "eval_loss" in row}
     best = max((step for step in margins if step), key=lambda step: margins[step])
     state = json.loads((tmp_path / "run" / "checkpoints" / f"step-{best}" / "graftwork_state.json").read_text())
-    assert (state["best_step"], state["best_metric"]) == (best, margins[best])
+    assert state["best"] == [[best, margins[best]]]
     training |= {"metric_for_best_model": "eval_rewards/margin", "output_dir": str(tmp_path / "other")}
     with pytest.raises(UsageError, match=r"eval_rewards/margin is not measured .*did you mean eval_rewards/margins\?"):
         train(toys.config(tmp_path, llama, "TRL_DPO", data, training=training))
+    assert toys.losses(tmp_path / "other") == [], "before the first step"
+
+
+def test_a_best_checkpoint_that_is_damaged_is_not_taken(
+    toys: Any, tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The disk has changed it since; final/ then gets the last weights, and the log says so."""
+    from graftwork_trl.trainer import TrlTrainer
+
+    training = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "max_steps": 3}
+    training |= {"greater_is_better": True, "learning_rate": 1e-2, "save_steps": 1}  # the best is the worst: the first
+    save = TrlTrainer._save_final
+
+    def damaged_before(trainer: TrlTrainer) -> Any:
+        path = tmp_path / "run" / "checkpoints" / "step-1" / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-8])
+        return save(trainer)
+
+    monkeypatch.setattr(TrlTrainer, "_save_final", damaged_before)
+    data = toys.data(tmp_path, "TRL_SFT", validation=True)
+    train(toys.config(tmp_path, llama, "TRL_SFT", data, training=training))
+    assert re.search(r"step-1 is damaged: model.safetensors has .* final/ does not get its weights", caplog.text)
+    final, last = (
+        load_file(tmp_path / "run" / place / "model.safetensors") for place in ("final", "checkpoints/step-3")
+    )
+    assert all(torch.equal(final[name], last[name]) for name in final)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(toys: Any, tmp_path: Path, llama: Path) -> None:
@@ -252,7 +279,7 @@ def test_a_small_gain_is_the_best_and_no_reason_for_patience(toys: Any, tmp_path
     seen = []
     for step, loss in enumerate([3.0, 2.8, 2.6, float("nan"), 2.6, 1.9], 1):
         is_best = session.compare(step, {"eval_loss": loss})
-        seen.append((is_best, session.state.best_step, session.state.evaluations_without_gain))
+        seen.append((is_best, session.state.best[0][0], session.state.evaluations_without_gain))
     assert seen == [(True, 1, 0), (True, 2, 1), (True, 3, 2), (False, 3, 3), (False, 3, 4), (True, 6, 0)]
 
 

@@ -17,6 +17,7 @@ import yaml
 
 from graftwork.errors import RunError
 from graftwork.files import complete_folder
+from graftwork.runs.run import remedy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -41,6 +42,21 @@ def new_checkpoint(run: Run, step: int, evaluation: Mapping[str, float] | None =
     with complete_folder(run.folder / "checkpoints" / f"step-{step}") as folder:
         yield folder
         seal(folder, {"step": step, "evaluation": evaluation, **belonging(run)})
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Whatever the disk, torch or safetensors say to a folder that is written, as an error that says what to do."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        helps = remedy(error)
+        raise RunError(
+            f"{path} could not be written: {error}; nothing of it was left behind. {helps[0].upper()}{helps[1:]}, then "
+            "go on from the last checkpoint with --resume"
+        ) from error
 
 
 def belonging(run: Run) -> dict[str, Any]:

@@ -22,14 +22,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import nn
 
 from graftwork.adapters import save_adapter
 from graftwork.builders.quiet import no_progress_bar
 from graftwork.errors import RunError
-from graftwork.runs.checkpoints import new_checkpoint
-from graftwork.runs.run import remedy
+from graftwork.runs.checkpoints import new_checkpoint, written
 from graftwork_native import shards
 from graftwork_native.sharding import Weights, cut_optimizer, in_one_piece, whole_optimizer, whole_weights
 
@@ -39,8 +37,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerFast
 
+    from graftwork.runs.kept import Best
     from graftwork.runs.run import Run
-    from graftwork_native.kept import Best
     from graftwork_native.world import World
 
 logger = logging.getLogger(__name__)
@@ -146,19 +144,6 @@ def write_state(folder: Path, state: TrainerState, optimizer: dict[str, Any], ev
     """Where the run stands; ``everyones`` are the generators of each process."""
     torch.save({"optimizer": optimizer, "generators": everyones}, folder / OPTIMIZER_FILE)
     (folder / STATE_FILE).write_text(json.dumps({**asdict(state), "generators": plain_generators()}))
-
-
-@contextmanager
-def written(path: Path) -> Iterator[None]:
-    """Whatever the disk, torch or safetensors say to a folder that is written, as an error that says what to do."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        helps = remedy(error)
-        raise RunError(
-            f"{path} could not be written: {error}; nothing of it was left behind. {helps[0].upper()}{helps[1:]}, then "
-            "go on from the last checkpoint with --resume"
-        ) from error
 
 
 def save_model(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -23,7 +23,16 @@ from graftwork.data.loader import describe
 from graftwork.errors import RunError
 from graftwork.files import complete_folder
 from graftwork.registry import get_registry
-from graftwork.runs.checkpoints import damage
+from graftwork.runs.checkpoints import written
+from graftwork.runs.kept import (
+    best_to_load,
+    chosen_metric,
+    is_gain,
+    metric_name,
+    ranked,
+    remove_old,
+    without_lost,
+)
 from graftwork.runs.run import read_lines
 from graftwork.training import TrainRequest, TrainResult
 from graftwork_native import nonfinite
@@ -35,11 +44,9 @@ from graftwork_native.checkpoint import (
     save_checkpoint,
     save_in_shards,
     save_model,
-    written,
 )
 from graftwork_native.evaluation import complete, evaluate
 from graftwork_native.interrupt import Interrupt, Left
-from graftwork_native.kept import chosen_metric, is_gain, metric_name, ranked, remove_old, without_lost
 from graftwork_native.memory import keep_freed_memory, peak_memory_bytes
 from graftwork_native.model import load_model
 from graftwork_native.params import NativeParams
@@ -378,7 +385,7 @@ class NativeTrainer:
 
     def _final_model(self) -> Any:
         state, model = self.state, self.parts.model
-        best = self._best_to_load() if self.training.load_best_model_at_end else None
+        best = best_to_load(self.run, state.best, state.step) if self.training.load_best_model_at_end else None
         if best is not None:
             step, metric = best
             logger.info("final/ gets the weights of step %d, %s %.4f", step, metric_name(self.training), metric)
@@ -388,16 +395,6 @@ class NativeTrainer:
             if is_sharded(self._checkpoint(step)):
                 read_weights(self._checkpoint(step), model)
         return model if isinstance(model, PeftModel) else model.to(getattr(torch, state.model_dtype))
-
-    def _best_to_load(self) -> tuple[int, float] | None:
-        """The best evaluation whose checkpoint is whole; None where the model at hand is the best, or none is whole."""
-        for step, metric in self.state.best:
-            if step == self.state.step:
-                return None
-            if (reason := damage(self._checkpoint(step))) is None:
-                return step, metric
-            logger.warning("%s is damaged: %s. final/ does not get its weights", self._checkpoint(step), reason)
-        return None
 
     def _result(self, path: Path | None, *, interrupted_by: int | None = None) -> TrainResult:
         # Of a stream the start knew nothing: its rows were read on the way.

@@ -71,6 +71,20 @@ def remove_old(run: Run, best: Best) -> None:
             remove_folder(path)
 
 
+def best_to_load(run: Run, best: Best, step: int) -> tuple[int, float] | None:
+    """The best evaluation whose checkpoint is whole; None where the model at hand, that of ``step``, is the best, or
+    none is whole.
+    """
+    for found, metric in best:
+        if found == step:
+            return None
+        path = run.folder / "checkpoints" / f"step-{found}"
+        if (reason := damage(path)) is None:
+            return found, metric
+        logger.warning("%s is damaged: %s. final/ does not get its weights", path, reason)
+    return None
+
+
 def without_lost(run: Run, best: Best) -> Best:
     """The entries whose checkpoint is still there: not so in a run that goes on from another folder's."""
     there = {path.name for path in run.checkpoints if damage(path, contents=False) is None}
