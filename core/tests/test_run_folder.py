@@ -262,3 +262,33 @@ def test_a_seal_that_is_something_else(run: Run, content: str) -> None:
         pass
     (run.folder / "checkpoints" / "step-3" / "checkpoint.json").write_text(content)
     assert str(damage(run.folder / "checkpoints" / "step-3")).startswith("checkpoint.json cannot be read (")
+
+
+def test_a_folder_that_cannot_be_made_is_said_so() -> None:
+    said = (
+        r"^training\.output_dir: the folder /proc/x cannot be made \(No such file .*: /proc/x.*\); choose another one"
+    )
+    with pytest.raises(UsageError, match=said):
+        open_run(make_config(Path("/proc/x")), resume=False)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_checkpoints_without_a_run_json_are_recognised(run: Run, resume: bool) -> None:
+    for step in (1, 2):
+        with new_checkpoint(run, step) as folder:
+            (folder / "model").write_text("weights")
+    run.release()
+    (run.folder / "run.json").unlink()
+    (run.folder / "checkpoints" / "step-2" / "model").write_text("other")
+    newest = run.folder / "checkpoints" / "step-1"
+    said = (
+        rf"run\.json is missing in {run.folder}, .* whole is step-1\); .* training\.resume_from_checkpoint={newest} and"
+    )
+    with pytest.raises(UsageError, match=said):
+        open_run(run.config, resume=resume)
+    again = open_run(make_config(run.folder.parent / "other"), resume=True)  # what it says can be done
+    assert damage(newest) is None
+    again.release()
+    (newest / "model").unlink()
+    with pytest.raises(UsageError, match=r"run\.json is missing .* none of its checkpoints \(step-2\) is whole; bring"):
+        open_run(run.config, resume=resume)

@@ -24,7 +24,7 @@ from graftwork.files import remove_leftovers, sync, write_text
 from graftwork.registry import get_registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from graftwork.config import RunConfig
 
@@ -149,8 +149,8 @@ def open_run(config: RunConfig, *, resume: bool) -> Run:
     A folder that holds a run is only gone on with, never written over.
     """
     folder = Path(config.training.output_dir)
+    make_folder(folder)
     with explained(folder):
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         for made in (folder, folder.parent):
             sync(made)
         lock = take_lock(folder)
@@ -159,6 +159,20 @@ def open_run(config: RunConfig, *, resume: bool) -> Run:
         except BaseException:
             lock.close()
             raise
+
+
+def make_folder(folder: Path) -> None:
+    """Raises :class:`UsageError` where no folder can be made at ``training.output_dir``."""
+    before = folder.is_dir()
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if before:
+            raise RunError(f"{error.filename}: {os.strerror(error.errno or 0)}; {remedy(error)}") from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UsageError(
+            f"training.output_dir: the folder {folder} cannot be made ({reason}: {error.filename}); choose another one"
+        ) from error
 
 
 def enter(folder: Path, config: RunConfig, lock: TextIO, *, resume: bool) -> Run:
@@ -172,6 +186,8 @@ def enter(folder: Path, config: RunConfig, lock: TextIO, *, resume: bool) -> Run
         run.record, run.fresh = read_record(folder / "run.json"), False
         remove_leftovers(folder)
         remove_leftovers(folder / "checkpoints")
+    elif orphans := run.checkpoints:
+        raise UsageError(without_record(folder, orphans))
     elif foreign := [name for name in OWN if (folder / name).exists()]:
         raise UsageError(
             f"training.output_dir: {folder} has {', '.join(foreign)} in it, which no run here wrote and a run would "
@@ -183,6 +199,23 @@ def enter(folder: Path, config: RunConfig, lock: TextIO, *, resume: bool) -> Run
     if not (folder / "config.yaml").exists():
         write_text(folder / "config.yaml", config.to_yaml())
     return run
+
+
+def without_record(folder: Path, checkpoints: Sequence[Path]) -> str:
+    """What is said of a folder whose ``run.json`` is lost. It is not made anew: which evaluations there were, and how
+    a batch was shared out among processes, a checkpoint does not say.
+    """
+    from graftwork.runs.checkpoints import damage
+
+    whole = [path for path in checkpoints if damage(path) is None]
+    if not whole:
+        broken = f"run.json is missing in {folder}, and none of its checkpoints ({checkpoints[-1].name}) is whole"
+        return f"training.output_dir: {broken}; bring run.json back from a copy, or choose another folder"
+    return (
+        f"training.output_dir: run.json is missing in {folder}, which has a run's checkpoints (the newest that is "
+        f"whole is {whole[-1].name}); bring it back from a copy, or go on from there in a new folder: "
+        f"training.resume_from_checkpoint={whole[-1]} and another training.output_dir"
+    )
 
 
 def read_record(path: Path) -> dict[str, Any]:
