@@ -183,6 +183,20 @@ def test_a_run_that_ends_early_says_why_and_goes_on(toy: Any, config: RunConfig,
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
 
+@pytest.mark.parametrize(("step", "place"), [(1, "step 0: it has no checkpoint yet"), (3, "step-2")])
+def test_a_run_that_is_broken_off_says_how_to_go_on(
+    toy: Any, config: RunConfig, caplog: Any, step: int, place: str
+) -> None:
+    def break_off(run: Any, now: int, metrics: Any) -> None:
+        if now == step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, listeners=[break_off])
+    assert f"the run in {config.training.output_dir} was broken off; --resume goes on from {place}" in caplog.text
+    assert train(config, resume=True).step == 3, "as it says"
+
+
 def test_sigterm_while_preparing_leaves_nothing(toy: Any, config: RunConfig, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     toy.behaviour["signal"] = signal.SIGTERM

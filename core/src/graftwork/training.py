@@ -161,6 +161,9 @@ def finish(run: Run, result: TrainResult | None, error: BaseException | None) ->
             run.discard()
         elif result is None:
             run.finish(error, interrupted=isinstance(error, KeyboardInterrupt))
+            if isinstance(error, KeyboardInterrupt) and run.writes:
+                at = run.checkpoints[-1].name if run.checkpoints else "step 0: it has no checkpoint yet"
+                logger.warning("the run in %s was broken off; --resume goes on from %s", run.folder, at)
         else:
             run.finish(None, interrupted=result.interrupted, step=result.step, **result.metrics)
     except RunError:
