@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,9 +17,10 @@ from graftwork.config import RunConfig
 from graftwork.errors import UsageError
 from graftwork.launch import Place, local
 from graftwork.launch.batch import describe_batch, divisors, forgive_accumulation, keep_global_batch
-from graftwork.launch.local import LaunchError, Rank, launch, shared_environment, shell_code, wait_for
+from graftwork.launch.local import LaunchError, Rank, launch, shared_environment, shell_code, together
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -28,10 +30,10 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def start(*programs: str) -> list[Rank]:
-    """A process for each program."""
+def start(*programs: str) -> list[Callable[[], Rank]]:
+    """What starts a process for each program."""
     return [
-        Rank(number, [sys.executable, "-c", textwrap.dedent(program)], dict(os.environ))
+        partial(Rank, number, [sys.executable, "-c", textwrap.dedent(program)], dict(os.environ))
         for number, program in enumerate(programs)
     ]
 
@@ -65,16 +67,17 @@ def test_half_a_place_is_refused(environment: dict[str, str], said: str, monkeyp
 
 
 def test_all_that_end_well_are_zero() -> None:
-    assert wait_for(start("pass", "pass")) == 0
+    assert together(start("pass", "pass")) == 0
 
 
 def test_the_first_that_fails_is_named_and_the_others_are_stopped(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "GRACE_S", 0.2)
-    ranks = start("import signal; signal.pause()", "import sys; print('Error: no room', file=sys.stderr); sys.exit(2)")
+    starts = start("import signal; signal.pause()", "import sys; print('Error: no room', file=sys.stderr); sys.exit(2)")
+    ranks = [begin() for begin in starts]
     with pytest.raises(LaunchError) as caught:
-        wait_for(ranks)
+        together([lambda rank=rank: rank for rank in ranks])
     assert str(caught.value) == "rank 1 of 2 ended with exit code 2: no room"
     assert caught.value.exit_code == 2
     assert ranks[0].process.returncode == -signal.SIGKILL
@@ -84,7 +87,7 @@ def test_the_first_that_fails_is_named_and_the_others_are_stopped(
 def test_one_that_is_killed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "GRACE_S", 0.2)
     with pytest.raises(LaunchError) as caught:
-        wait_for(start("import os; os.kill(os.getpid(), 9)", "import time; time.sleep(60)"))
+        together(start("import os; os.kill(os.getpid(), 9)", "import time; time.sleep(60)"))
     assert str(caught.value) == "rank 0 of 2 was ended by SIGKILL (out of memory?)"
     assert caught.value.exit_code == 137
 
@@ -92,7 +95,7 @@ def test_one_that_is_killed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_first_process_speaks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "GRACE_S", 0.2)
     with pytest.raises(LaunchError, match="rank 0 of 1 ended with exit code 7: its message stands above"):
-        wait_for(start("raise SystemExit(7)"))
+        together(start("raise SystemExit(7)"))
 
 
 SAVING = """
@@ -100,23 +103,24 @@ SAVING = """
     def save(number, frame):
         time.sleep(0.2)
         sys.exit(128 + number)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, save)
     open({ready!r}, "w").close()
     time.sleep(60)
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_reaches_every_process_once(number: signal.Signals, code: int, tmp_path: Path) -> None:
     """The launcher in a process of its own, as a scheduler or a terminal sees it."""
     ready = [tmp_path / "0", tmp_path / "1"]
     programs = [textwrap.dedent(SAVING).format(ready=str(path)) for path in ready]
     launcher = f"""
         import os, sys
-        from graftwork.launch.local import Rank, wait_for
-        ranks = [Rank(i, [sys.executable, "-c", p], dict(os.environ)) for i, p in enumerate({programs!r})]
-        sys.exit(wait_for(ranks))
+        from functools import partial
+        from graftwork.launch.local import Rank, together
+        commands = [[sys.executable, "-c", program] for program in {programs!r}]
+        sys.exit(together([partial(Rank, i, command, dict(os.environ)) for i, command in enumerate(commands)]))
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(launcher)])
     end = time.monotonic() + 30
@@ -124,7 +128,65 @@ def test_a_signal_reaches_every_process_once(number: signal.Signals, code: int, 
         assert time.monotonic() < end
         time.sleep(0.02)
     process.send_signal(number)
-    assert process.wait(timeout=30) == code
+    assert process.wait() == code
+
+
+def test_a_signal_while_processes_are_started_leaves_none_behind(tmp_path: Path) -> None:
+    """The second one is not started, and the first one ends before the launcher does."""
+    ready, started = tmp_path / "ready", []
+    [first] = start(textwrap.dedent(SAVING).format(ready=str(ready)))
+
+    def begin() -> Rank:
+        started.append(first())
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return started[-1]
+
+    def never() -> Rank:
+        raise AssertionError("started after a signal")
+
+    assert together([begin, never]) == 143
+    assert started[0].process.returncode == 143
+
+
+def test_a_killed_launcher_leaves_no_process_behind() -> None:
+    """What it started hears SIGTERM, and so saves; the pipe's end is reached when the last process has gone."""
+    program = """
+        import os, signal, sys
+        from graftwork.launch.child import follow
+        def save(number, frame):
+            print("saved", flush=True)
+            sys.exit(128 + number)
+        signal.signal(signal.SIGTERM, save)
+        follow(int(sys.argv[1]))
+        print("ready", flush=True)
+        signal.pause()
+    """
+    launcher = f"""
+        import os, sys
+        from functools import partial
+        from graftwork.launch.local import Rank, together
+        command = [sys.executable, "-c", {textwrap.dedent(program)!r}, str(os.getpid())]
+        together([partial(Rank, 0, command, dict(os.environ))])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(launcher)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.kill()
+        assert process.stdout.read() == "saved\n"
+
+
+def test_a_process_whose_launcher_is_gone_already_ends() -> None:
+    done = subprocess.run([sys.executable, "-m", "graftwork.launch.child", "0", "--help"], check=False)
+    assert done.returncode == -signal.SIGTERM
+
+
+def test_what_a_process_is_told_to_do_comes_after_its_launcher() -> None:
+    command = [sys.executable, "-m", "graftwork.launch.child", str(os.getpid()), "--version"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("graft")
 
 
 def test_a_process_of_a_launch_launches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

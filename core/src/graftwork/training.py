@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import signal
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,7 +22,7 @@ from graftwork.registry import get_registry
 from graftwork.runs.checkpoints import as_json, newest_whole, read_seal, require_whole, set_aside_newer
 from graftwork.runs.follower import Follower
 from graftwork.runs.run import Listener, Run, open_run, read_settings
-from graftwork.runs.signals import handled, stop
+from graftwork.runs.signals import ENDING, handled, stop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,7 +102,7 @@ def train(config: RunConfig, *, resume: bool = False, listeners: Sequence[Listen
     spec = get_registry().trainers[config.training.trainer_type]
     params = plugin_params(spec, config.training.trainer_kwargs)
     resume = resume or config.training.try_resume_from_last_checkpoint or bool(config.training.resume_from_checkpoint)
-    with handled([signal.SIGTERM], stop):
+    with handled(ENDING, stop):
         data = {"train": fingerprint(config.data.train), "validation": fingerprint(config.data.validation)}
         run = open_run(config, resume=resume) if place.is_main else Follower(config)
         run.listeners.extend(listeners)

@@ -12,7 +12,7 @@ from graftwork import train
 if TYPE_CHECKING:
     from pathlib import Path
 
-CODES = {"SIGINT": 130, "SIGTERM": 143}
+CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
 
 def record_of(run: Path) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def assert_goes_on(graft: Any, toys: Any, tmp_path: Path, config: Any) -> None:
 def test_a_signal_saves_and_stops(toys: Any, tmp_path: Path, graft: Any, small: Any, signal: str, place: str) -> None:
     path = str(toys.save_config(tmp_path / "config.yaml", small))
     assert graft("train", "-c", path, moment={"place": place, "call": 2000, "send": signal}) == CODES[signal]
-    again = "press Ctrl-C again" if signal == "SIGINT" else "a second SIGTERM is"
+    again = "press Ctrl-C again" if signal == "SIGINT" else f"a second {signal} is"
     assert f"stopping after this step and saving; {again} to stop at once without saving" in graft.said
     assert "go on with --resume" in graft.said
     assert "Traceback" not in graft.said

@@ -108,7 +108,7 @@ def graft() -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs ``graft`` and returns its exit code: 0, 1 (the world failed), 2 (the request was wrong), 130 (Ctrl-C),
-    143 (SIGTERM).
+    143 (SIGTERM), 129 (SIGHUP).
     """
     with _heard([logger], logging.INFO):
         try:

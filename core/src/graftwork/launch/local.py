@@ -17,15 +17,16 @@ import tempfile
 import threading
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftwork.errors import GraftworkError, UsageError
+from graftwork.runs.signals import STOPPING, handled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from types import FrameType
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,6 @@ RENDEZVOUS = "GRAFTWORK_RENDEZVOUS"
 """The environment variable with the file through which the processes of one machine find each other."""
 GRACE_S = 3.0
 """How long the others have to notice by themselves that one has failed, and to say so in the run folder."""
-FORWARDED = (signal.SIGINT, signal.SIGTERM)
 
 
 class LaunchError(GraftworkError):
@@ -50,6 +50,7 @@ class Rank:
     def __init__(self, number: int, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.number = number
         self.tail: deque[str] = deque(maxlen=20)
+        self._told = 0
         # A session of its own: Ctrl-C in a terminal reaches the launcher alone, which passes it on once.
         self.process = subprocess.Popen(
             command,
@@ -61,17 +62,25 @@ class Rank:
             text=True,
             errors="replace",
         )
-        self._reader = threading.Thread(target=self._pass_on, daemon=True)
+        self._reader = threading.Thread(target=self._repeat, daemon=True)
         self._reader.start()
 
-    def _pass_on(self) -> None:
+    def pass_on(self, signals: Sequence[int]) -> None:
+        """Sends those of ``signals`` that it was not sent yet."""
+        while self._told < len(signals):
+            self._told += 1
+            if self.process.poll() is None:
+                self.process.send_signal(signals[self._told - 1])
+
+    def _repeat(self) -> None:
         if self.process.stderr is None:
             return
         with self.process.stderr as lines:
             for line in lines:
                 self.tail.append(line.rstrip())
-                sys.stderr.write(f"[rank {self.number}] {line}")
-                sys.stderr.flush()
+                with suppress(OSError):  # the terminal may be gone
+                    sys.stderr.write(f"[rank {self.number}] {line}")
+                    sys.stderr.flush()
 
     def close(self) -> None:
         """Has what it said last passed on."""
@@ -98,11 +107,10 @@ def launch(arguments: Sequence[str], count: int) -> int:
             f"--nproc-per-node {count}: this process is one of WORLD_SIZE={os.environ['WORLD_SIZE']} already; leave "
             "the option out under torchrun, accelerate launch and srun"
         )
-    command = [sys.executable, "-m", "graftwork", *arguments]
+    command = [sys.executable, "-m", "graftwork.launch.child", str(os.getpid()), *arguments]
     with tempfile.TemporaryDirectory(prefix="graftwork-") as folder:
         environment = {**os.environ, **shared_environment(count, Path(folder))}
-        ranks = [Rank(number, command, {**environment, **place(number)}) for number in range(count)]
-        return wait_for(ranks)
+        return together([partial(Rank, number, command, {**environment, **place(number)}) for number in range(count)])
 
 
 def shared_environment(count: int, folder: Path) -> dict[str, str]:
@@ -142,20 +150,34 @@ def free_port() -> int:
         return port
 
 
-def wait_for(ranks: Sequence[Rank]) -> int:
-    """Waits until all have ended: 0, or 130 and 143 after a signal that was passed on."""
+def together(starts: Sequence[Callable[[], Rank]]) -> int:
+    """Starts processes and waits until all have ended: 0, or 129, 130 or 143 after a signal that was passed on.
+
+    A signal that comes while they are started reaches those that are there, and no more are started.
+    """
+    ranks: list[Rank] = []
+    with forwarded(ranks) as sent:
+        try:
+            for start in starts:
+                if not sent:
+                    ranks.append(start())
+                    ranks[-1].pass_on(sent)
+            wait_for(ranks, sent)
+        finally:
+            stop(ranks)
+    unfinished = len(ranks) < len(starts) or any(rank.process.returncode for rank in ranks)
+    return 128 + sent[-1] if sent and unfinished else 0
+
+
+def wait_for(ranks: Sequence[Rank], sent: Sequence[int]) -> None:
+    """Waits until all have ended. Raises :class:`LaunchError` where one fails, other than by a signal in ``sent``."""
     ended: queue.SimpleQueue[tuple[Rank, int]] = queue.SimpleQueue()
     for rank in ranks:
         threading.Thread(target=lambda rank=rank: ended.put((rank, rank.process.wait())), daemon=True).start()
-    try:
-        with forwarded(ranks) as sent:
-            for _ in ranks:
-                rank, code = ended.get()
-                if code and not (sent and stopped_by(code, sent)):
-                    raise LaunchError(f"rank {rank.number} of {len(ranks)} {rank.reason(code)}", shell_code(code))
-        return 128 + sent[-1] if sent and any(rank.process.returncode for rank in ranks) else 0
-    finally:
-        stop(ranks)
+    for _ in ranks:
+        rank, code = ended.get()
+        if code and not (sent and stopped_by(code, sent)):
+            raise LaunchError(f"rank {rank.number} of {len(ranks)} {rank.reason(code)}", shell_code(code))
 
 
 def stopped_by(code: int, sent: Sequence[int]) -> bool:
@@ -183,18 +205,13 @@ def stop(ranks: Sequence[Rank]) -> None:
 
 @contextmanager
 def forwarded(ranks: Sequence[Rank]) -> Iterator[list[int]]:
-    """Within the block SIGINT and SIGTERM go to every process; gives the list of those that came."""
+    """Within the block the signals that stop a run go to every process; gives the list of those that came."""
     sent: list[int] = []
 
-    def forward(number: int, frame: FrameType | None) -> None:
+    def forward(number: int) -> None:
         sent.append(number)
         for rank in ranks:
-            if rank.process.poll() is None:
-                rank.process.send_signal(number)
+            rank.pass_on(sent)
 
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
-    try:
+    with handled(STOPPING, forward):
         yield sent
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""SIGTERM as Ctrl-C is: an exception on whose way files are closed and half-written folders go."""
+"""SIGTERM and SIGHUP as Ctrl-C is: an exception on whose way files are closed and half-written folders go."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""What asks a process to end beside Ctrl-C: SIGHUP comes when its terminal is closed."""
+STOPPING = (signal.SIGINT, *ENDING)
 
 _listening: list[Callable[[int], None]] = []
 """Whom :func:`ask` asks, the innermost last."""
@@ -25,7 +29,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
-    """What a shell says of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+    """What a shell says of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
     return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
 
 
@@ -34,7 +38,8 @@ def handled(numbers: Iterable[int], handle: Callable[[int], None]) -> Iterator[N
     """Within the block ``handle`` is called with the number of a signal; afterwards all is as before.
 
     Only for this process: a child that it forks (a data worker) ends at once, as it would have without. And only in
-    the main thread: Python takes signals nowhere else.
+    the main thread: Python takes signals nowhere else. A SIGHUP that the process was started to ignore (``nohup``)
+    stays ignored.
     """
     owner = os.getpid()
 
@@ -46,7 +51,8 @@ def handled(numbers: Iterable[int], handle: Callable[[int], None]) -> Iterator[N
             os.kill(os.getpid(), number)
 
     main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, call) for number in numbers} if main else {}
+    taken = [number for number in numbers if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, call) for number in taken} if main else {}
     _listening.append(handle)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question: finish the step, save, and stop. A second one stops at once."""
+"""Ctrl-C, SIGTERM and SIGHUP as a question: finish the step, save, and stop. A second one stops at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import signal
 from typing import TYPE_CHECKING, TypeVar
 
-from graftwork.runs.signals import handled, stop
+from graftwork.runs.signals import STOPPING, handled, stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from graftwork_native.world import World
 
 logger = logging.getLogger(__name__)
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Item = TypeVar("Item")
 
 
@@ -24,7 +23,7 @@ class Left(Exception):  # noqa: N818 - not an error
 
 
 class Interrupt:
-    """``asked`` is the number of the first SIGINT or SIGTERM that came while it listened."""
+    """``asked`` is the number of the first signal that came while it listened."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -40,7 +39,7 @@ class Interrupt:
 
     def listening(self) -> AbstractContextManager[None]:
         """Within the block signals are questions."""
-        return handled(SIGNALS, self._ask)
+        return handled(STOPPING, self._ask)
 
     def until_asked(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items; raises :class:`Left` where the signal came before one of them."""
@@ -53,5 +52,5 @@ class Interrupt:
         if self._heard is not None:
             stop(number)
         self._heard = number
-        again = "press Ctrl-C again" if number == signal.SIGINT else "a second SIGTERM is"
+        again = "press Ctrl-C again" if number == signal.SIGINT else f"a second {signal.Signals(number).name} is"
         logger.warning("stopping after this step and saving; %s to stop at once without saving", again)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork.errors import GraftworkError, RunError
-from graftwork.runs.signals import Stopped, ask, handled, stop
+from graftwork.runs.signals import STOPPING, Stopped, ask, handled, stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,7 +154,7 @@ def fit(trainer: Any, note: Path) -> None:
         except BaseException as error:
             outcome.set_exception(error)
 
-    with handled((signal.SIGINT, signal.SIGTERM), hear):
+    with handled(STOPPING, hear):
         # In a thread of its own: Ray takes Ctrl-C for itself in the main one, and breaks off without saving.
         threading.Thread(target=run, daemon=True).start()
         while not outcome.done():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import warnings
 from contextlib import contextmanager
 from copy import deepcopy
@@ -26,7 +25,7 @@ from graftwork.files import complete_folder
 from graftwork.registry import get_registry
 from graftwork.runs.checkpoints import written
 from graftwork.runs.kept import best_to_load, metric_name
-from graftwork.runs.signals import handled, stop
+from graftwork.runs.signals import STOPPING, handled, stop
 from graftwork.tokenizers import stop_token_ids
 from graftwork.training import TrainRequest, TrainResult
 from graftwork_trl.arguments import arguments
@@ -67,7 +66,7 @@ class TrlTrainer:
         quiet(self.config.training.dep_log_level)
 
     def train(self) -> TrainResult:
-        """Runs to the last step, to an early stop, or to Ctrl-C or SIGTERM, which save."""
+        """Runs to the last step, to an early stop, or to a signal, which saves."""
         self._set_up()
         run, session = self.request.run, self.session
         resume = self.resume
@@ -77,7 +76,7 @@ class TrlTrainer:
         run.update(**self._facts())
         run.start(step_of(resume))
         self.trainer.args.eval_on_start = resume is None and session.evaluates and self.method.batch != "prompts"
-        with handled([signal.SIGINT, signal.SIGTERM], self._ask), calm():
+        with handled(STOPPING, self._ask), calm():
             self.trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         step = self.trainer.state.global_step
         if session.stopped_by is not None and step < session.total_steps:
