@@ -186,3 +186,11 @@ def test_a_part_of_what_nothing_is_known_by_is_not_kept_by_the_cache() -> None:
     assert Part(unknown, params, lambda row: b"").revisions == {}
     part = "train beside 0.2 by seed 0"
     assert Part(named, params, lambda row: b"").revisions == {"a/b": "c0ffee", "nowhere.jsonl (holdout)": part}
+
+
+def test_the_log_says_which_part_of_one_file_it_speaks_of(tmp_path: Path) -> None:
+    from graftwork.data.loader import called
+
+    data = data_of(path := write(tmp_path / "rows.jsonl", [{"messages": []}]))
+    names = [called(data.splits()[split].datasets[0]) for split in ("train", "validation")]
+    assert names == [str(path), f"{path} (held out)"]

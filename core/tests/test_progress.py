@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from graftwork.cli.train import summary
 from graftwork.runs import progress
-from graftwork.runs.progress import Progress, clock
+from graftwork.runs.progress import Progress, clock, evaluating
 from graftwork.training import TrainResult
 
 STEP = {"loss": 2.5, "learning_rate": 1e-4, "tokens_per_s": 1234.4, "step_time_s": 2.0}
@@ -90,3 +91,18 @@ def test_the_summary_says_what_was_left_out(tmp_path: Any) -> None:
     assert rest[-1] == f"next     graft generate {tmp_path / 'final'} --prompt '...'"
     del metrics["skipped_batches"]
     assert summary(result)[0] == "1,200 steps, loss 1.5000, held-out loss 1.2500"
+
+
+def test_a_long_evaluation_says_how_far_it_is(times: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "graftwork"):
+        for second, item in enumerate(evaluating(((number, 10) for number in range(75)), 750)):
+            assert item == second
+            times.now += 1
+    assert caplog.messages == [
+        "held-out loss of 750 samples: 50 done, 1:10 left",
+        "held-out loss of 750 samples: 150 done, 1:00 left",
+        "held-out loss of 750 samples: 450 done, 0:30 left",
+    ]
+    caplog.clear()
+    assert list(evaluating([("short", 1)], 1)) == ["short"]
+    assert caplog.messages == []

@@ -78,7 +78,7 @@ def load_dataset(params: DatasetParams, request: LoadRequest) -> Chunk:
     """The samples of one dataset, from the cache or made now, and kept there."""
     spec, options = look_up(params)
     source = open_source(params, spec, options)
-    job = Job(dataset=params, request=request, name=params.dataset_path or params.dataset_name)
+    job = Job(dataset=params, request=request, name=called(params))
     folder = cache.cache_folder()
     key = None if folder is None else cache.key_of(source, job)
     if folder is None or key is None:
@@ -92,6 +92,12 @@ def load_dataset(params: DatasetParams, request: LoadRequest) -> Chunk:
     found.account.close()
     logger.info("%s: prepared before, read from %s", job.name, folder / key)
     return found
+
+
+def called(params: DatasetParams) -> str:
+    """What the log calls a dataset: two splits may read the same files."""
+    name = params.dataset_path or params.dataset_name
+    return f"{name} (held out)" if params.holdout and params.holdout_part == "validation" else name
 
 
 def keep(made: Chunk, entry: Path, job: Job) -> Chunk:
@@ -110,7 +116,7 @@ def load_streamed(request: LoadRequest) -> StreamedLoader:
         spec, options = look_up(params)
         streams.append(ShuffledRows(open_source(params, spec, options), params, seed_of(request)))
         encoders.append(fitted(encoder_for(spec, options, request), spec.schema, request))
-        accounts.append(Account(params.dataset_path or params.dataset_name, request.split.max_rejected))
+        accounts.append(Account(called(params), request.split.max_rejected))
     return StreamedLoader(
         Mixture(streams, request.split, seed_of(request)),
         encoders,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from graftwork.runs.run import Run
+
+Item = TypeVar("Item")
+logger = logging.getLogger(__name__)
 
 INTERVAL_S = 5.0
 """Seconds between lines where the output is no terminal."""
@@ -55,6 +59,21 @@ class Progress:
         self.stream.write(f"{begin}{text.ljust(self.width)}{end}")
         self.stream.flush()
         self.width = 0 if lasting else len(text)
+
+
+def evaluating(items: Iterable[tuple[Item, int]], samples: int) -> Iterator[Item]:
+    """The batches of an evaluation of ``samples`` samples, each given with how many it has. One that is long says
+    after some seconds how far it is, and then less and less often.
+    """
+    began, pause, done = time.monotonic(), INTERVAL_S, 0
+    for item, size in items:
+        passed = time.monotonic() - began
+        if done and passed >= pause:
+            pause = passed * 3
+            left = clock(passed / done * max(0, samples - done))
+            logger.info("held-out loss of %s samples: %s done, %s left", f"{samples:,}", f"{done:,}", left)
+        yield item
+        done += size
 
 
 def clock(seconds: float) -> str:

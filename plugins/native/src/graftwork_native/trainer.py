@@ -33,6 +33,7 @@ from graftwork.runs.kept import (
     remove_old,
     without_lost,
 )
+from graftwork.runs.progress import evaluating
 from graftwork.runs.run import read_lines
 from graftwork.training import TrainRequest, TrainResult
 from graftwork_native import nonfinite
@@ -280,7 +281,9 @@ class NativeTrainer:
         parts = self.parts
         if parts.validation is None:
             return
-        metrics = evaluate(parts.forward.model, parts.objective, self.interrupt.until_asked(parts.validation.rows()))
+        sized = ((row, len(row.wheres)) for row in parts.validation.rows())
+        rows = evaluating(sized, parts.validation.counts.samples)
+        metrics = evaluate(parts.forward.model, parts.objective, self.interrupt.until_asked(rows))
         self.evaluation = metrics
         self.last |= metrics
         self.run.log(self.state.step, metrics)

@@ -24,12 +24,14 @@ from graftwork.errors import RunError
 from graftwork.registry import get_registry
 from graftwork.runs.checkpoints import new_checkpoint, written
 from graftwork.runs.kept import remove_old
+from graftwork.runs.progress import evaluating
 from graftwork_trl.batches import weight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from graftwork.data.batch import Row
+    from graftwork_trl.batches import Batch
     from graftwork_trl.session import Session
 
 logger = logging.getLogger(__name__)
@@ -146,7 +148,8 @@ class OwnSteps(Recorded):
         assert data is not None
         assert data.validation is not None
         assert make is not None
-        return [make(row) for row in data.validation.rows()]
+        rows = list(data.validation.rows())
+        return HeldOut([(make(row), len(row.wheres)) for row in rows], data.validation.counts.samples)
 
     def prediction_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
         """As TRL's, with the loss noted."""
@@ -160,6 +163,19 @@ class OwnSteps(Recorded):
         if "eval_loss" in logs and self._losses:
             logs["eval_loss"] = sum(loss * count for loss, count in self._losses) / sum(n for _, n in self._losses)
         super().log(logs, *rest, **named)
+
+
+class HeldOut:
+    """The held-out batches, which say how far they are where that takes long."""
+
+    def __init__(self, batches: list[tuple[Batch, int]], samples: int) -> None:
+        self.batches, self.samples = batches, samples
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return evaluating(self.batches, self.samples)
 
 
 class Steps:
