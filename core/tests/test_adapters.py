@@ -399,5 +399,5 @@ def test_merging_needs_an_adapter(toy_model: Any, trained: tuple[Path, Path, tor
 
 
 def test_an_adapter_that_is_not_there_is_called_one() -> None:
-    with pytest.raises(ModelError, match=r"adapter \./nowhere \(model\.adapter_model\): .*there is no folder"):
+    with pytest.raises(ModelError, match=r"adapter \./nowhere: .*there is no folder"):
         adapter_folder("./nowhere")

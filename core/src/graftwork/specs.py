@@ -380,10 +380,15 @@ class SourceSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSpec:
-    """An optimizer: ``build(parameter_groups, learning_rate, params)`` gives a ``torch.optim.Optimizer``."""
+    """An optimizer: ``build(parameter_groups, learning_rate, params)`` gives a ``torch.optim.Optimizer``.
+
+    ``devices`` are those that it runs on, without any all of them: asked for elsewhere it is an error before anything
+    loads.
+    """
 
     name: str
     build: Callable[[Any, float, Any], Any]
+    devices: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     params: ParamsThunk | None = None
 

@@ -129,6 +129,7 @@ def carry_out(spec: TrainerSpec, request: TrainRequest, data: Mapping[str, Any])
     try:
         request.run.update(**description(request.config, data))
         request.run.update(**describe_batch(request.config, request.run.record, Place.here().size))
+        require_adapter_names(request.config)
         seed_everything(request.config.training.seed)
         result = spec.build(request).train()
         record_memory(request, interrupted=result.interrupted)
@@ -138,6 +139,14 @@ def carry_out(spec: TrainerSpec, request: TrainRequest, data: Mapping[str, Any])
     finally:
         finish(request.run, result, error)
     return result
+
+
+def require_adapter_names(config: RunConfig) -> None:
+    """Modules that the adapter names and the model lacks are said before data are prepared."""
+    if config.training.use_peft:
+        from graftwork.adapters.attach import check_names
+
+        check_names(config)
 
 
 def set_log_levels(config: RunConfig, place: Place) -> None:

@@ -20,7 +20,7 @@ PLUGIN = """
 from pydantic import BaseModel, Field
 from graftwork import hookimpl
 from graftwork.specs import (
-    CollatorSpec, DatasetSpec, ModelFamily, Preset, QuantizerSpec, TrainerSpec
+    CollatorSpec, DatasetSpec, ModelFamily, OptimizerSpec, Preset, QuantizerSpec, TrainerSpec
 )
 
 class TrainerParams(BaseModel):
@@ -54,6 +54,10 @@ def graftwork_trainers():
 @hookimpl
 def graftwork_quantizers():
     return [QuantizerSpec(name="toy8", bits=(8,), devices=("cpu",), params=lambda: StrictParams)]
+
+@hookimpl
+def graftwork_optimizers():
+    return [OptimizerSpec(name="toy_elsewhere", build=None, devices=("xpu",))]
 
 @hookimpl
 def graftwork_datasets():

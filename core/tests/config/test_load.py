@@ -193,12 +193,20 @@ def test_other_values_of_them_are_refused(minimal, override):
     assert caught.value.problems[0].startswith(f"command line: {override}: ")
 
 
-def test_a_peft_section_without_use_peft_is_said(minimal, caplog):
+def test_a_peft_section_without_use_peft_asks_which_is_meant(minimal, caplog):
+    """Oumi trains all weights then, without a word; a written false is an answer, which is said."""
     with caplog.at_level(logging.WARNING, "graftwork"):
+        with pytest.raises(ConfigError) as caught:
+            load_config(minimal, ["peft.lora_r=16"], env={})
         load_config(minimal, ["peft.lora_r=16", "training.use_peft=true"], env={})
+        load_config(minimal, ["peft.lora_r=8"], env={})
         assert not caplog.messages
-        load_config(minimal, ["peft.lora_r=16"], env={})
-    assert caplog.messages == ["the section peft has no effect, because training.use_peft is false"]
+        load_config(minimal, ["peft.lora_r=16", "training.use_peft=false"], env={})
+    (problem,) = caught.value.problems
+    assert "peft.lora_r is set and training.use_peft is not, so all weights would be trained; set" in problem
+    assert caplog.messages == [
+        "the section peft has no effect, because training.use_peft is false: all weights are trained"
+    ]
 
 
 def test_deepspeed_is_refused_with_its_counterpart(minimal):

@@ -18,6 +18,7 @@ from graftwork.adapters.folder import check_base, check_shapes
 from graftwork.adapters.record import record_of, remember, rows_of, write_record
 from graftwork.adapters.targets import check_modules, linear_modules, module_leaves, resolve_lora_targets
 from graftwork.adapters.tokens import make_room, rows_in, token_targets
+from graftwork.builders import build_model
 from graftwork.builders.family import family_of
 from graftwork.builders.quantize import choose_quantizer
 from graftwork.builders.quiet import no_progress_bar
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from graftwork.config import PeftParams
+    from graftwork.config import ModelParams, PeftParams, RunConfig
 
 logger = logging.getLogger("graftwork.adapters")
 
@@ -100,6 +101,25 @@ def save_adapter(folder: Path | str, adapted: Any) -> None:
     with no_progress_bar():
         adapted.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"])
     write_record(Path(folder), adapted)
+
+
+def check_names(config: RunConfig) -> None:
+    """Raises :class:`UsageError` for modules that ``peft`` names and the model does not have.
+
+    Tried on the model without weights, before data are prepared, which takes longer.
+    """
+    peft = config.peft
+    named = (peft.lora_target_modules, peft.lora_modules_to_save, peft.lora_exclude_modules)
+    if not config.training.use_peft or config.model.adapter_model or not any(named):
+        return
+    lora_config(without_weights(config.model), peft, family=config.model.family)
+
+
+def without_weights(params: ModelParams) -> PreTrainedModel:
+    """The model that ``params`` name, on no device."""
+    changes = {"load_pretrained_weights": False, "device_map": None, "torch_dtype": "float32", "compile": False}
+    with torch.device("meta"):
+        return build_model(params.model_copy(update={**changes, "adapter_model": None}))
 
 
 def lora_config(model: PreTrainedModel, peft: PeftParams, *, family: str | None = None) -> LoraConfig:

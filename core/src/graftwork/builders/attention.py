@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
 from graftwork.builders.extras import importable
 from graftwork.errors import UsageError, did_you_mean
 
@@ -35,7 +33,15 @@ def check_attention(name: str | None, *, trust_remote_code: bool) -> None:
         )
 
 
+def missing_package(name: str | None) -> str | None:
+    """The package that the attention ``name`` needs and that is not installed; nothing heavy is imported for it."""
+    package = _PACKAGES.get(name or "")
+    return package.partition(".")[0] if package and not importable(package) else None
+
+
 def _known() -> set[str]:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     # paged| names belong to transformers' own continuous batching, not to a model that is trained or generated with
     return {"eager", *(name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if not name.startswith("paged|"))}
 

@@ -18,14 +18,20 @@ def check_length(asked: int | None, config: PretrainedConfig) -> None:
 
     Rotary positions have no end, so there a greater length is only said.
     """
-    text = config.get_text_config()
-    limit = getattr(text, "max_position_embeddings", None)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if asked is None or not isinstance(limit, int) or asked <= limit:
         return
     said = f"model.model_max_length {asked} is more than the model's max_position_embeddings {limit}"
-    if getattr(text, "rope_parameters", None) is None:
+    if positions(config) is not None:
         raise ModelError(f"{said}: its positions are a table of that size. Use at most {limit}")
     logger.warning(
         "%s: it was not trained on positions beyond, so expect worse text there (model_kwargs can set rope_parameters)",
         said,
     )
+
+
+def positions(config: PretrainedConfig) -> int | None:
+    """The size of the model's table of learned positions; None where its positions have no end."""
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and getattr(text, "rope_parameters", None) is None else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from graftwork.check.report import Part
+from graftwork.config.checks import notices_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +18,8 @@ def configuration_part(config: RunConfig, problems: Sequence[str]) -> Part:
     part = Part("configuration", "Configuration", facts={"problems": list(problems)})
     for problem in problems:
         part.error(problem)
+    for notice in notices_of(config):
+        part.warn(notice)
     training = config.training
     names = ", ".join(dataset.dataset_name for dataset in config.data.train.datasets) or "no data"
     what = "an adapter" if training.use_peft else "all weights"

@@ -91,15 +91,10 @@ def adapter(part: Part, subject: Subject) -> None:
     config = subject.config
     if not config.training.use_peft:
         return
-    import torch
+    from graftwork.adapters.attach import lora_config, without_weights
 
-    from graftwork.adapters.targets import resolve_lora_targets
-    from graftwork.builders import build_model
-
-    changes = {"load_pretrained_weights": False, "adapter_model": None, "device_map": None, "torch_dtype": "float32"}
-    with torch.device("meta"):
-        built = build_model(config.model.model_copy(update=changes))
-    targets = resolve_lora_targets(subject.family or family_of(subject), config.peft.lora_target_modules, built)
+    built = without_weights(config.model)
+    targets = sorted(lora_config(built, config.peft, family=config.model.family).target_modules)
     part.facts["lora_targets"] = targets
     part.ok(f"LoRA of rank {config.peft.lora_r} goes onto {', '.join(targets)}")
 

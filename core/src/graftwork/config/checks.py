@@ -6,7 +6,9 @@ import math
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, get_args
 
+from graftwork.config.machine import check_machine
 from graftwork.config.names import check_names, known
+from graftwork.config.peft import PeftParams
 from graftwork.config.problems import Problem, near_file
 from graftwork.data.names import HUGGINGFACE, Datasets
 from graftwork.errors import did_you_mean
@@ -34,10 +36,12 @@ def check_all(config: RunConfig) -> list[Problem]:
         _check_evaluation,
         _check_schedule,
         _check_adapter,
+        _check_use_peft,
         _check_sharding,
         _check_optimizer_in_backward,
         _check_trackers,
         _check_paths,
+        check_machine,
     )
     return [problem for check in checks for problem in check(config)]
 
@@ -266,6 +270,26 @@ def _check_adapter(config: RunConfig) -> Iterator[Problem]:
         )
         related = (("peft", "q_lora_bits"), ("peft", "quantizer"))
         yield Problem(path=("peft", "q_lora"), value=True, text=text, related=related)
+
+
+def notices_of(config: RunConfig) -> list[str]:
+    """What is not wrong, but may not be what is meant: for the start of a run and for ``graft check``."""
+    if config.training.use_peft or config.peft == PeftParams():
+        return []
+    return ["the section peft has no effect, because training.use_peft is false: all weights are trained"]
+
+
+def _check_use_peft(config: RunConfig) -> Iterator[Problem]:
+    """Settings of an adapter where nobody said whether there is to be one; a written false is an answer."""
+    changed = [name for name in PeftParams.model_fields if getattr(config.peft, name) != getattr(PeftParams(), name)]
+    told = config.peft.q_lora or config.peft.quantizer or config.peft.quantizer_kwargs or config.model.peft_params
+    if not changed or "use_peft" in config.training.model_fields_set or told:
+        return  # of a quantized base, and of two sections, that is said above
+    text = (
+        f"peft.{changed[0]} is set and training.use_peft is not, so all weights would be trained; set "
+        "training.use_peft to true for an adapter, to false for all weights"
+    )
+    yield Problem(path=("peft",), text=text, related=(("training", "use_peft"), ("peft", changed[0])))
 
 
 def _check_sharding(config: RunConfig) -> Iterator[Problem]:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from graftwork.config.checks import check_all
+from graftwork.config.checks import check_all, notices_of
 from graftwork.config.fields import model_at, section_in
 from graftwork.config.layers import Draft, read_environment, read_file, read_overrides
-from graftwork.config.peft import PeftParams
 from graftwork.config.problems import Problem, problems_of, without_consequences
 from graftwork.config.run import RunConfig
 from graftwork.errors import ConfigError, UsageError
@@ -50,8 +49,8 @@ def load_config(
     read_overrides(draft, overrides)
     config, problems = _validate(draft)
     _raise(problems, draft.origins, str(path) if path is not None else "configuration")
-    if config.peft != PeftParams() and not config.training.use_peft:
-        logger.warning("the section peft has no effect, because training.use_peft is false")
+    for notice in notices_of(config):
+        logger.warning(notice)
     return config
 
 

@@ -83,9 +83,14 @@ _OPTIMIZERS: dict[str, tuple[str, ...]] = {
 }
 
 
+def _devices(name: str) -> tuple[str, ...]:
+    """Pages move between a GPU's memory and the host's."""
+    return ("cuda",) if name.startswith("paged_") else ()
+
+
 @hookimpl
 def graftwork_optimizers() -> list[OptimizerSpec]:
     return [
-        OptimizerSpec(name=name, aliases=aliases, build=partial(_optimizer, name))
+        OptimizerSpec(name=name, aliases=aliases, build=partial(_optimizer, name), devices=_devices(name))
         for name, aliases in _OPTIMIZERS.items()
     ]
