@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork.builders.changes import ChangeError
 from graftwork.builders.fairseq2_names import FIELDS
-from graftwork.errors import ModelError
+from graftwork.errors import GraftworkError, ModelError, UsageError
 from graftwork.registry import get_registry
 from graftwork.sources.cards import library
 from graftwork.sources.overrides import by_transformers, said, unknown
@@ -43,6 +43,26 @@ def model_of_card(params: ModelParams) -> ModelParams:
     check_file(card)
     name = f"hf://{checkpoint.name}" if checkpoint.kind == "hub" else checkpoint.name
     return params.model_copy(update={**found, "model_name": name, "model_revision": checkpoint.revision})
+
+
+@contextmanager
+def fetched_for(params: ModelParams) -> Iterator[None]:
+    """Where a card's files cannot be had, the error names what was written and what else can be done: most names of
+    cards are names of architectures too.
+    """
+    try:
+        yield
+    except GraftworkError as error:
+        card = resolve(params.model_name, revision=params.model_revision).card
+        if card is None or card.checkpoint is None or "://" not in card.checkpoint:
+            raise
+        kind = ModelError if isinstance(error, UsageError) else GraftworkError
+        raise kind(
+            f"model.model_name {params.model_name} means the published model {card.checkpoint}, with its tokenizer: "
+            f"{error}. Download it where there is a network (graft download {params.model_name}); or, for the same "
+            "architecture with fresh weights, set model.load_pretrained_weights to false and model.tokenizer_name to "
+            "a folder with a tokenizer"
+        ) from error
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from graftwork.builders.attention import check_attention
-from graftwork.builders.cards import compare_with_arch, model_of_card, said_of_card
+from graftwork.builders.cards import compare_with_arch, fetched_for, model_of_card, said_of_card
 from graftwork.builders.dtype import DeviceMap, checkpoint_dtype, choose_device_map, choose_dtype, device_of
 from graftwork.builders.family import choose_family
 from graftwork.builders.freeze import freeze_layers
@@ -80,7 +80,8 @@ def build_model(params: ModelParams, peft_params: PeftParams | None = None, **mo
     named = _with_kwargs(params, model_kwargs)
     params = model_of_card(named)
     peft = _one_peft(params.peft_params, peft_params)
-    source, adapter = _source(params)
+    with fetched_for(named):
+        source, adapter = _source(params)
     with said_of_card(named):
         request, family, quantizer = _request(params, peft, source)
     compare_with_arch(named, request.config)
@@ -101,7 +102,7 @@ def build_model(params: ModelParams, peft_params: PeftParams | None = None, **mo
 def model_config(params: ModelParams) -> PretrainedConfig:
     """The configuration of the model that ``params`` names; no weights are looked at."""
     known = model_of_card(params)
-    with said_of_card(params):
+    with fetched_for(params), said_of_card(params):
         return _configured(known, resolve(known.model_name, revision=known.model_revision))[0]
 
 

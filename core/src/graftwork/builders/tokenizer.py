@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork.adapters.folder import base_of_adapter, is_adapter_only
-from graftwork.builders.cards import is_file, tokenizer_of_card
+from graftwork.builders.cards import fetched_for, is_file, tokenizer_of_card
 from graftwork.chat.sandbox import compiled
 from graftwork.chat.template import find_template
 from graftwork.errors import ModelError, UsageError
@@ -41,8 +41,9 @@ def build_tokenizer(params: ModelParams, *, stand_in_template: bool = True) -> P
     Raises :class:`~graftwork.errors.ModelError` where there is no tokenizer,
     :class:`~graftwork.errors.UsageError` for a token that the vocabulary does not have.
     """
-    params = tokenizer_of_card(params)
-    folder = tokenizer_folder(params)
+    with fetched_for(params):
+        params = tokenizer_of_card(params)
+        folder = tokenizer_folder(params)
     family = get_registry().families[params.family] if params.family else family_of_folder(folder)
     impl = params.tokenizer_impl or (family.tokenizer_impl if family else None)
     if impl is None and params.trust_remote_code:
