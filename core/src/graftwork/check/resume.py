@@ -35,7 +35,9 @@ def resume_part(subject: Subject) -> Part:
         lines = [line.strip() for line in str(error).splitlines()]
         part.facts |= {"accepted": False, "differences": lines[1:-1], "reason": str(error)}
         say = part.error if asked else part.warn
-        say(f"{folder} holds a run, and --resume would be refused: {' '.join(lines)}")
+        say(f"{folder} holds a run, and --resume would be refused: {lines[0]}")
+        for line in lines[1:]:
+            part.note(line)
     return part
 
 
