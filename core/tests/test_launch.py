@@ -18,6 +18,7 @@ from graftwork.errors import UsageError
 from graftwork.launch import Place, local
 from graftwork.launch.batch import describe_batch, divisors, forgive_accumulation, keep_global_batch
 from graftwork.launch.local import LaunchError, Rank, launch, shared_environment, shell_code, together
+from graftwork.runs.signals import STOPPING, handled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -279,3 +280,16 @@ def test_an_accumulation_is_no_change_where_the_step_is_the_same() -> None:
     same = forgive_accumulation(before, config(6), begun(2, 3), 1)
     assert same["training"] == {"gradient_accumulation_steps": 6, "seed": 1}
     assert forgive_accumulation(before, config(5), begun(2, 3), 1) == before
+
+
+def test_a_hangup_that_nohup_has_ignored_stays_ignored() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with handled(STOPPING, heard.append):
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert heard == [signal.SIGTERM]

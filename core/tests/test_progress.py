@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,3 +108,15 @@ def test_a_long_evaluation_says_how_far_it_is(times: Any, caplog: pytest.LogCapt
     caplog.clear()
     assert list(evaluating([("short", 1)], 1)) == ["short"]
     assert caplog.messages == []
+
+
+class Closed(io.StringIO):
+    """A terminal that is gone."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_terminal_that_was_closed_does_not_end_the_run() -> None:
+    """The SIGHUP that comes with it asks the run to save, and a step is shown before that."""
+    Progress(Closed())._write("step 1/2", lasting=True)

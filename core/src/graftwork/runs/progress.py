@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 if TYPE_CHECKING:
@@ -56,8 +57,9 @@ class Progress:
         text = self.indent + text
         begin = "\r" if self.live else ""
         end = "\n" if lasting else ""
-        self.stream.write(f"{begin}{text.ljust(self.width)}{end}")
-        self.stream.flush()
+        with suppress(OSError):  # a terminal that was closed: the run is still to be saved
+            self.stream.write(f"{begin}{text.ljust(self.width)}{end}")
+            self.stream.flush()
         self.width = 0 if lasting else len(text)
 
 
