@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from graftwork import hookspecs, load_config
 
@@ -96,6 +97,37 @@ def test_a_configuration_in_a_document_is_valid(
     (workplace / "run.yaml").write_text(snippet.code, encoding="utf-8")
     # It goes on with what another example leaves behind, which is not there yet.
     load_config(workplace / "run.yaml", ["model.model_name=org/model"])
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which ``examples/sft-chat.yaml`` has run."""
+    folder = tmp_path_factory.mktemp("docs")
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    run(["graft", "train", "-c", "examples/sft-chat.yaml", "training.max_steps=1"], folder)
+    return folder
+
+
+@pytest.mark.parametrize("snippet", [one for one in YAML if one.document.name in ("methods.md", "data.md")], ids=str)
+def test_a_configuration_in_a_document_trains(snippet: Snippet, small_model: Path) -> None:
+    """As it stands, but for fewer steps: they have a model, data and a run folder of their own."""
+    (small_model / "run.yaml").write_text(snippet.code, encoding="utf-8")
+    training = yaml.safe_load(snippet.code)["training"]
+    assert (training["output_dir"].startswith("output/"), training["max_steps"] > 0) == (True, True)
+    shorter = ["training.max_steps=1"]
+    if training["trainer_type"] == "TRL_GRPO":
+        shorter.append("training.trainer_kwargs.max_completion_length=8")
+    run(["graft", "train", "-c", "run.yaml", *shorter], small_model)
+
+
+def test_every_recipe_has_its_example() -> None:
+    from graftwork.recipes import recipes
+
+    text = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `([\w-]+)` \| (.+) \|$", text, re.M))
+    assert set(listed) == set(recipes())
+    examples = {name for cell in listed.values() for name in re.findall(r"`([\w-]+\.yaml)`", cell)}
+    assert examples == {path.name for path in (ROOT / "examples").glob("*.yaml")}
 
 
 def test_every_example_is_in_the_list() -> None:
