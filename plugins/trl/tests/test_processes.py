@@ -6,14 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from graftwork import train
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def graft(folder: Path, config: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -26,9 +24,15 @@ def graft(folder: Path, config: Any, *arguments: str) -> subprocess.CompletedPro
     )
 
 
-def test_two_processes_take_the_steps_of_one(toys: Any, tmp_path: Path, llama: Path) -> None:
-    """Two processes, gone on with after three steps, which are an epoch; and one with twice the accumulation."""
-    data = toys.data(tmp_path, "TRL_SFT", validation=True)
+@pytest.mark.parametrize(("method", "samples"), [("TRL_SFT", 9), ("TRL_DPO", 10)])
+def test_two_processes_take_the_steps_of_one(toys: Any, tmp_path: Path, llama: Path, method: str, samples: int) -> None:
+    """Two processes, gone on with after three steps, which are an epoch; and one with twice the accumulation.
+
+    The epoch has five batches: in its last step the second process has none of its own.
+    """
+    data = toys.data(tmp_path, method, validation=True)
+    path = Path(data["train"]["datasets"][0]["dataset_path"])
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:samples]))
     data["train"]["datasets"][0]["shuffle"] = True
 
     def config(name: str, accumulation: int, steps: int = 5) -> Any:
@@ -40,7 +44,7 @@ def test_two_processes_take_the_steps_of_one(toys: Any, tmp_path: Path, llama: P
             "eval_strategy": "steps",
             "eval_steps": 3,
         }
-        return toys.config(tmp_path, llama, "TRL_SFT", data, training=training)
+        return toys.config(tmp_path, llama, method, data, training=training)
 
     train(config("one", 2))
     done = graft(tmp_path, config("two", 1, 3))

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -25,7 +26,7 @@ from graftwork.registry import get_registry
 from graftwork.runs.checkpoints import new_checkpoint, written
 from graftwork.runs.kept import remove_old
 from graftwork.runs.progress import evaluating
-from graftwork_trl.batches import weight
+from graftwork_trl.batches import IGNORED, weight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,20 +122,25 @@ class OwnSteps(Recorded):
         """Steps without end. transformers asks for a data loader, and only iterates it."""
         return Steps(self.session, self.accelerator.process_index, self.accelerator.num_processes)
 
-    def get_batch_samples(self, epoch_iterator: Iterator[list[Row]], num_batches: int, device: Any) -> Any:
+    def get_batch_samples(self, epoch_iterator: Iterator[list[tuple[Row, bool]]], num_batches: int, device: Any) -> Any:
         """One step as one item, and the number of its labels on all processes."""
         self.session.began = time.perf_counter()
-        rows = next(epoch_iterator)
-        assert self.session.make is not None
-        batches = [self.session.make(row) for row in rows]
+        share = next(epoch_iterator)
+        make = self.session.make
+        assert make is not None
+        batches = [make(row) if counts else unlabelled(make(row)) for row, counts in share]
+        self._weights = [weight(batch) if counts else 0 for batch, (_, counts) in zip(batches, share, strict=True)]
         return [batches], self._get_num_items_in_batch(batches, device)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         """Forward and backward over the batches of a step; a mean over pairs is one over all pairs of the step."""
-        total, weights = torch.zeros((), device=self.args.device), [weight(batch) for batch in inputs]
+        total, weights = torch.zeros((), device=self.args.device), self._weights
+        processes = self.accelerator.num_processes
+        # DDP makes the mean of the processes' gradients, and transformers that of their losses
+        share = int(self.accelerator.gather(torch.tensor([sum(weights)], device=self.args.device)).sum()) / processes
         for number, batch in enumerate(inputs):
             last = number == len(inputs) - 1
-            self.current_gradient_accumulation_steps = sum(weights) / max(1, weights[number])
+            self.current_gradient_accumulation_steps = share / weights[number] if weights[number] else math.inf
             with nullcontext() if last else self.accelerator.no_sync(model):
                 total = total + super().training_step(model, batch, num_items_in_batch)
         if not bool(torch.isfinite(total)):
@@ -179,22 +185,29 @@ class HeldOut:
 
 
 class Steps:
-    """A process's share of each step of the loader."""
+    """A process's share of each step of the loader: rows, and whether each counts. Where they do not come out even,
+    at an epoch's end, those who have none left take part with a row that counts nothing.
+    """
 
     def __init__(self, session: Session, rank: int, processes: int) -> None:
         self.session, self.rank, self.processes = session, rank, processes
 
-    def __iter__(self) -> Iterator[list[Row]]:
+    def __iter__(self) -> Iterator[list[tuple[Row, bool]]]:
         data = self.session.data
         assert data is not None
         epoch = data.train.epoch
         for rows in data.train.steps():
-            # An epoch's last step may have less than a row for each process: what cannot be shared out is left.
-            whole = rows[: len(rows) // self.processes * self.processes]
-            if whole:
-                self.session.rows, self.session.new_epoch = whole, data.train.epoch > epoch
-                epoch = data.train.epoch
-                yield whole[self.rank :: self.processes]
+            self.session.rows, self.session.new_epoch = rows, data.train.epoch > epoch
+            epoch = data.train.epoch
+            own = [(row, True) for row in rows[self.rank :: self.processes]]
+            if len(own) * self.processes < len(rows):
+                own.append((min(rows, key=lambda row: row.num_tokens), False))
+            yield own
+
+
+def unlabelled(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with nothing to learn in it, where its loss is a sum over labels."""
+    return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)} if "labels" in batch else batch
 
 
 def recorded(trainer_class: Any, base: type[Recorded]) -> Any:
