@@ -74,9 +74,7 @@ def test_a_checkpoint_that_does_not_fit(
             sync = files.sync
             patch.setattr(files, "sync", lambda path: full_disk() if "step-4" in str(path) else sync(path))
             saves.append(1)
-        with pytest.raises(
-            RunError, match=r"step-4 could not be written: .*nothing of it was left behind\. Make room"
-        ):
+        with pytest.raises(RunError, match=r"step-4 could not be written: .*nothing of it was left behind\. Make room"):
             train(small)
     assert saves
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-2"]
@@ -206,9 +204,7 @@ def test_a_folder_that_is_removed_in_the_middle(toys: Any, tmp_path: Path, small
 
     # The first line is the evaluation's before the first step; nothing is logged until the end
     config = toys.changed(config, max_steps=4)
-    with pytest.raises(
-        RunError, match=r"the run folder was removed or moved while the run was writing to it; put it"
-    ):
+    with pytest.raises(RunError, match=r"the run folder was removed or moved while the run was writing to it; put it"):
         train(config, listeners=[remove])
     assert not (tmp_path / "run" / "final").exists()
     assert not (tmp_path / "run" / "run.json").exists()
@@ -222,9 +218,7 @@ def test_a_folder_that_is_moved_and_put_back(toys: Any, tmp_path: Path, small: A
         if step == 3:
             run.rename(away)
 
-    with pytest.raises(
-        RunError, match="the run folder was removed or moved while the run was writing to it"
-    ):
+    with pytest.raises(RunError, match="the run folder was removed or moved while the run was writing to it"):
         train(small, listeners=[move])
     away.rename(run)
     assert train(small, resume=True).step == 6

@@ -33,4 +33,3 @@ def peak_memory_bytes(device: torch.device) -> int:
 
         return torch.cuda.max_memory_allocated(device)
     return highest_resident_bytes()
-
