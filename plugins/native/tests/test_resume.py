@@ -278,7 +278,7 @@ def test_another_configuration_is_another_run(toys: Any, tmp_path: Path, small: 
     run = tmp_path / "run"
     train(small)
     record, lines = (run / "run.json").read_bytes(), toys.numbers(run)
-    other = toys.changed(small, learning_rate=0.5, seed=7, save_steps=5)
+    other = toys.changed(small, learning_rate=0.5, seed=7, save_steps=5, use_peft=False)
     other = other.model_copy(update={"peft": other.peft.model_copy(update={"lora_r": 3})})
     with pytest.raises(UsageError) as caught:
         train(other, resume=True)
