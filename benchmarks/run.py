@@ -5,8 +5,9 @@
 
 Every measurement is a fresh process; the contenders take turns within a round, so that a machine that drifts
 drifts for all. All have the same weights, conversations, labels (the assistant's tokens), bfloat16 autocast and
-AdamW (one loop is bfloat16 throughout); the loss of the first step is printed as the proof. Tokens are input tokens without padding; time is that
-of whole steps, data included, after three steps of warm-up; the figure is the median over all steps of all rounds.
+AdamW (one loop is bfloat16 throughout); the loss of the first step is printed as the proof. Tokens are input tokens
+without padding; time is that of whole steps, data included, after three steps of warm-up; the figure is the median
+over all steps of all rounds.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ def test_calls_of_tools_and_the_tools_of_a_row() -> None:
     [
         (
             {"tools": [{"name": "add"}]},
-            r"has no place for the tools of the conversation, .*\. Templates that support tools: llama3\.1, llama3\.2, ",
+            r"has no place for the tools of the conversation, .*\. Templates that support tools: llama3\.1, llama3\.",
         ),
         ({"tools": "[{"}, r"rows\.jsonl:7: tools is a text that is not JSON: '\[\{'"),
         ({"tools": {"name": "add"}}, r"rows\.jsonl:7: tools is no list of objects but \{'name'"),

@@ -90,7 +90,9 @@ def test_samples_accounts_and_warnings_are_those_of_one_process(
 
 
 def test_mistakes_come_out_as_they_would_in_one_process(rows: Path, tokenizer: Any) -> None:
-    with pytest.raises(DataError, match=r"^1 of 40 rows cannot be used:\n  \S+rows\.jsonl:34: prompt is int 3, not a text$"):
+    with pytest.raises(
+        DataError, match=r"^1 of 40 rows cannot be used:\n  \S+rows\.jsonl:34: prompt is int 3, not a text$"
+    ):
         load(rows, tokenizer, 2, max_rejected=0)
 
 
