@@ -142,6 +142,7 @@ def test_there_is_something_to_run() -> None:
         "architecture.md",
         "coming-from.md",
         "plugins.md",
+        "resume.md",
     }
     assert BASH
     assert YAML

@@ -326,5 +326,5 @@ def test_oumis_python(repositories: Path) -> None:
     assert issubclass(names["MyCustomModel"], graftwork.BaseModel) and names["MyCustomModel"]({}) is not None
     assert names["tokenizer"].model_max_length == 4096
     assert names["tokenizer"].chat_template == graftwork.build_chat_template("llama3-instruct")
-    kinds = {type(module).__name__ for module in names["model"].modules()}
+    kinds = {kind.__name__ for module in names["model"].modules() for kind in type(module).__mro__}
     assert "Linear8bitLt" in kinds

@@ -53,6 +53,8 @@ OVERRIDES = (
     "training.learning_rate=1e-3",
     "training.mixed_precision_dtype=none",
 )
+TURNS = 'model.added_tokens=["<start_of_turn>", "<end_of_turn>"]'
+"""What the tokenizer of Gemma's base model has as plain text."""
 METHODS = ("Supervised Fine-Tuning (SFT)", "Pretraining", "Direct Preference Optimization (DPO)")
 
 
@@ -95,7 +97,7 @@ def test_a_method_of_the_page(method: str, family: str, tmp_path: Path) -> None:
     (data / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(method)))
     written = block(method, "yaml").replace("/path/to/data", str(data)).replace("/path/to/corpus", str(data))
     (tmp_path / "page.yaml").write_text(written)
-    config = load_config(tmp_path / "page.yaml", OVERRIDES)
+    config = load_config(tmp_path / "page.yaml", [*OVERRIDES, *([TURNS] if family == "gemma" else [])])
     assert config.training.trainer_type == yaml.safe_load(written)["training"]["trainer_type"]
     result = train(config)
     assert result.step == 1 and math.isfinite(result.metrics["loss"]) and result.metrics["loss"] > 0

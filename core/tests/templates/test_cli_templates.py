@@ -138,7 +138,7 @@ def test_the_tokenizers_own_template_and_rows_of_ones_own(
     assert document["template"] == "chatml"
     assert [violation["conversations"] for violation in document["violations"]] == [[f"{rows}:3"]]
     for text, said in (
-        ("{}\n{", "rows.jsonl:1: fields none are no known row; expected one of: messages; instruction"),
+        ("{}\n{", "rows.jsonl:1: fields none are no known row; expected one of: messages; conversations"),
         (json.dumps(MESSAGES) + "\n{", "rows.jsonl:2: no JSON"),
         ("3", "rows.jsonl:1: expected an object or a list of messages, found int"),
     ):

@@ -12,7 +12,7 @@ import pytest
 
 from graftwork import files, train
 from graftwork.cli import main
-from graftwork.errors import DataError, RunError
+from graftwork.errors import DataError, RunError, UsageError
 from graftwork.runs import run as run_module
 
 
@@ -157,7 +157,7 @@ def test_a_file_where_a_folder_should_be(
 def test_a_folder_that_nobody_can_write_to(toys: Any, tmp_path: Path, llama: Path, chat: dict[str, Any]) -> None:
     """Also root, who may write where permissions say no."""
     config = toys.config(tmp_path, llama, chat, training={"output_dir": "/sys/graftwork-run"})
-    with pytest.raises(RunError, match=r"/sys/graftwork-run: .*; make the folder writable or choose another training"):
+    with pytest.raises(UsageError, match=r"the folder /sys/graftwork-run cannot be made \(.*\); choose another"):
         train(config)
 
 

@@ -21,6 +21,7 @@ from graftwork.check.forecast import ForecastRequest
 from graftwork.config import RunConfig
 from graftwork.data.batch import Row, to_row
 from graftwork.data.samples import Sample
+from graftwork_native.attention import square_bias
 from graftwork_native.forecast import forecast, telling
 from graftwork_native.live import Live
 
@@ -99,7 +100,7 @@ def configuration(folder: Path, model: str, method: str, **sections: dict[str, A
         "model": {"model_name": str(folder / model)},
         "data": {"train": {"datasets": [dataset], "max_length": 1024}},
         "training": training | sections.get("training", {}),
-        "peft": {"lora_r": 16} | sections.get("peft", {}),
+        "peft": {"lora_r": 16} | sections.get("peft", {}) if sections.get("training", {}).get("use_peft") else {},
     }
 
 
@@ -182,6 +183,14 @@ def test_the_parts_are_what_a_run_holds() -> None:
     assert made.parts["gradients"] <= weights
     assert made.final_bytes == pytest.approx(weights, rel=1e-3)
     assert made.checkpoint_bytes == pytest.approx(weights + states, rel=1e-3)
+
+
+def test_a_forecast_leaves_no_tensor_without_memory_behind() -> None:
+    """What attention keeps for its next call was met by the next training in the same process."""
+    said(lengths=(2, 2))
+    kept = square_bias(256, None, torch.float32, torch.device("cpu"))
+    assert type(kept) is torch.Tensor
+    assert kept[0, 1].item() == float("-inf")
 
 
 def test_more_tokens_take_more_activations() -> None:

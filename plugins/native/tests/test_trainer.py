@@ -431,7 +431,7 @@ def test_samples_stay_within_the_models_positions(toys: Any, tmp_path: Path, cha
 
 def test_blocks_are_no_longer_than_the_models_positions(toys: Any, tmp_path: Path, chat: dict[str, Any]) -> None:
     model = toys.save(tmp_path / "gpt2", "gpt2", n_positions=20)
-    with pytest.raises(UsageError, match=r"a sample of \d+ tokens, and the model .* 20 positions.*max_length"):
+    with pytest.raises(UsageError, match=r"max_length = 48: the model's positions are a table of 20"):
         run_here(toys, tmp_path, model, {"train": {**chat["train"], "max_length": 48}})
 
 

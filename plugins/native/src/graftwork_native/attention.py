@@ -317,6 +317,16 @@ def hidden_bias(length: int, keys: int, window: int | None, dtype: torch.dtype, 
     return square_bias(size, window, dtype, device)[keys - length : keys, :keys]
 
 
+@contextmanager
+def own_biases() -> Iterator[None]:
+    """Within the block nothing that was kept is met, and nothing from it is kept: where tensors have no memory."""
+    square_bias.cache_clear()
+    try:
+        yield
+    finally:
+        square_bias.cache_clear()
+
+
 @lru_cache(maxsize=4)
 def square_bias(size: int, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """The bias of a whole square, of which every shorter segment's is a corner."""

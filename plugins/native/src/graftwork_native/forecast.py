@@ -20,7 +20,7 @@ from graftwork.builders.optimizers import parameter_groups
 from graftwork.check.forecast import Forecast, ForecastRequest
 from graftwork.registry import get_registry
 from graftwork_native import precision
-from graftwork_native.attention import NAME, register
+from graftwork_native.attention import NAME, own_biases, register
 from graftwork_native.dpo import Dpo, without_dropout
 from graftwork_native.forward import Forward, base_of
 from graftwork_native.live import Live
@@ -56,7 +56,7 @@ def forecast(request: ForecastRequest) -> Forecast:
     """The largest memory of the run, by part. Raises what building the model raises."""
     config, device = request.config, run_device(request.config)
     model, dtype = skeleton(config, device)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
+    with own_biases(), FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
         trace = Trace(model, request, device)
         trace.run(telling(request.rows))
     parts = trace.parts(request.rows)
