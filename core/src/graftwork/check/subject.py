@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftwork.config import plugin_params
 from graftwork.data.account import Account
-from graftwork.data.encoders import LoadRequest, encoder_for, open_source, schema_of
+from graftwork.data.encoders import LoadRequest, encoder_for, load_request, open_source, schema_of
 from graftwork.data.lengths import prepare
 from graftwork.data.names import look_up
 from graftwork.errors import GraftworkError
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 SAMPLE = 200
 """Rows of each dataset that are looked at unless all are asked for."""
-LONGEST = 2048
-"""Tokens of a sample where nothing sets a limit: what the trainers take then."""
 
 
 @dataclass(slots=True)
@@ -102,19 +100,7 @@ class Subject:
 
     def request(self, split: DatasetSplitParams) -> LoadRequest:
         """How the trainers load a split."""
-        config, training = self.config, self.config.training
-        limit = split.max_length or config.model.model_max_length or min(LONGEST, int(self.tokenizer.model_max_length))
-        return LoadRequest(
-            split=split,
-            tokenizer=self.tokenizer,
-            max_length=limit,
-            stop_ids=self.stop_ids,
-            seed=training.seed,
-            batch_size=training.per_device_train_batch_size,
-            accumulation=training.gradient_accumulation_steps,
-            template_variables=config.model.chat_template_kwargs,
-            special_tokens_in_content=config.data.special_tokens_in_content,
-        )
+        return load_request(self.config, split, self.tokenizer, self.stop_ids)
 
     def _sample(self, split: DatasetSplitParams, params: DatasetParams) -> DatasetSample:
         name = params.dataset_path or params.dataset_name

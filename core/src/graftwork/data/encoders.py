@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from transformers import PreTrainedTokenizerFast
 
-    from graftwork.config import DatasetParams, DatasetSplitParams
+    from graftwork.config import DatasetParams, DatasetSplitParams, RunConfig
     from graftwork.specs import DatasetSpec
+
+DEFAULT_LENGTH = 2048
+"""Tokens of a sample where nothing says otherwise and the model could take more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,36 @@ class LoadRequest:
     accumulation: int = 1
     template_variables: Mapping[str, Any] = field(default_factory=dict)
     special_tokens_in_content: str = "error"
+
+
+def load_request(
+    config: RunConfig,
+    split: DatasetSplitParams,
+    tokenizer: PreTrainedTokenizerFast,
+    stop_ids: frozenset[int],
+    processes: int = 1,
+) -> LoadRequest:
+    """How a split is trained on: each of the processes reads the steps of all, and takes its rows of them."""
+    training = config.training
+    return LoadRequest(
+        split=split,
+        tokenizer=tokenizer,
+        max_length=max_length(config, split, tokenizer),
+        stop_ids=stop_ids,
+        seed=training.seed,
+        batch_size=training.per_device_train_batch_size,
+        accumulation=training.gradient_accumulation_steps * processes,
+        template_variables=config.model.chat_template_kwargs,
+        special_tokens_in_content=config.data.special_tokens_in_content,
+    )
+
+
+def max_length(config: RunConfig, split: DatasetSplitParams, tokenizer: PreTrainedTokenizerFast) -> int:
+    """Tokens of a sample: the split's, the model section's, or what the tokenizer says its model can take, at most
+    :data:`DEFAULT_LENGTH`.
+    """
+    given = split.max_length or config.model.model_max_length
+    return given or min(DEFAULT_LENGTH, int(tokenizer.model_max_length))
 
 
 def schema_of(split: DatasetSplitParams) -> str:

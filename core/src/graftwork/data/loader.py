@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from graftwork.data import cache
 from graftwork.data.account import Account
 from graftwork.data.blocks import Packer, Packing
-from graftwork.data.encoders import LoadRequest, encoder_for, open_source, schema_of
+from graftwork.data.encoders import LoadRequest, encoder_for, load_request, max_length, open_source, schema_of
 from graftwork.data.indexed import IndexedLoader
 from graftwork.data.lengths import prepare
 from graftwork.data.names import look_up
@@ -37,7 +37,9 @@ __all__ = [
     "encoder_for",
     "fingerprint",
     "hash_ends",
+    "load_held_out",
     "load_indexed",
+    "load_request",
     "load_split",
     "max_length",
     "open_source",
@@ -46,8 +48,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 Loader = IndexedLoader | StreamedLoader
-DEFAULT_LENGTH = 2048
-"""Tokens of a sample where nothing says otherwise and the model could take more."""
 
 
 def load_split(request: LoadRequest) -> Loader:
@@ -72,6 +72,16 @@ def load_indexed(request: LoadRequest) -> IndexedLoader:
         accumulation=request.accumulation,
         accounts=[chunk.account for chunk in made],
     )
+
+
+def load_held_out(
+    config: RunConfig, split: DatasetSplitParams, tokenizer: PreTrainedTokenizerFast, stop_ids: frozenset[int]
+) -> IndexedLoader | None:
+    """The split that is evaluated on, or None where it is empty."""
+    if not split.datasets:
+        return None
+    request = load_request(config, split, tokenizer, stop_ids)
+    return load_indexed(replace(request, batch_size=config.training.per_device_eval_batch_size))
 
 
 def load_dataset(params: DatasetParams, request: LoadRequest) -> Chunk:
@@ -145,14 +155,6 @@ def packer_for(request: LoadRequest) -> Callable[[], Packer]:
 def seed_of(request: LoadRequest) -> int:
     """The split's own seed, or the run's."""
     return request.seed if request.split.seed is None else request.split.seed
-
-
-def max_length(config: RunConfig, split: DatasetSplitParams, tokenizer: PreTrainedTokenizerFast) -> int:
-    """Tokens of a sample: the split's, the model section's, or what the tokenizer says its model can take, at most
-    :data:`DEFAULT_LENGTH`.
-    """
-    given = split.max_length or config.model.model_max_length
-    return given or min(DEFAULT_LENGTH, int(tokenizer.model_max_length))
 
 
 def count_steps(config: RunConfig, loader: Loader) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,11 @@ from graftwork.data.holdout import report_shared
 from graftwork.data.indexed import IndexedLoader
 from graftwork.data.loader import (
     Loader,
-    LoadRequest,
     count_steps,
     describe,
-    load_indexed,
+    load_held_out,
+    load_request,
     load_split,
-    max_length,
     schema_of,
 )
 from graftwork.errors import UsageError
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerFast
 
-    from graftwork.config import DatasetSplitParams, RunConfig
+    from graftwork.config import RunConfig
     from graftwork.training import TrainRequest
     from graftwork_native.forward import Forward
     from graftwork_native.world import World
@@ -89,7 +88,7 @@ def set_up(request: TrainRequest, world: World) -> Parts:
     stop_ids = stop_token_ids(tokenizer, family=family_of_params(config.model))
     with world.main_first():
         loader = load_split(load_request(config, config.data.train, tokenizer, stop_ids, world.size))
-        validation = load_validation(config, tokenizer, stop_ids)
+        validation = load_held_out(config, config.data.validation, tokenizer, stop_ids)
     if isinstance(loader, IndexedLoader) and validation is not None:
         report_shared(loader.datasets, validation.datasets)
     total_steps = count_steps(config, loader)
@@ -180,39 +179,6 @@ def check_schema(config: RunConfig) -> None:
             f"training.trainer_type: {spec.name} trains on {' or '.join(spec.schemas)} data, but data.train holds "
             f"{schema}; {trainers_of(schema)}"
         )
-
-
-def load_request(
-    config: RunConfig,
-    split: DatasetSplitParams,
-    tokenizer: PreTrainedTokenizerFast,
-    stop_ids: frozenset[int],
-    processes: int = 1,
-) -> LoadRequest:
-    """How the training split is loaded: each process reads the steps of all, and takes its rows of them."""
-    training = config.training
-    return LoadRequest(
-        split=split,
-        tokenizer=tokenizer,
-        max_length=max_length(config, split, tokenizer),
-        stop_ids=stop_ids,
-        seed=training.seed,
-        batch_size=training.per_device_train_batch_size,
-        accumulation=training.gradient_accumulation_steps * processes,
-        template_variables=config.model.chat_template_kwargs,
-        special_tokens_in_content=config.data.special_tokens_in_content,
-    )
-
-
-def load_validation(
-    config: RunConfig, tokenizer: PreTrainedTokenizerFast, stop_ids: frozenset[int]
-) -> IndexedLoader | None:
-    """The held-out split, or None where there is none."""
-    split = config.data.validation
-    if not split.datasets:
-        return None
-    request = load_request(config, split, tokenizer, stop_ids)
-    return load_indexed(replace(request, batch_size=config.training.per_device_eval_batch_size))
 
 
 def choose_prompts(

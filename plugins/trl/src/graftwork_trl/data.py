@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graftwork.data.conversations import given
 from graftwork.data.files import Unreadable
-from graftwork.data.loader import LoadRequest, load_indexed, load_split, max_length, open_source, schema_of
+from graftwork.data.loader import load_held_out, load_request, load_split, open_source, schema_of
 from graftwork.data.names import look_up
 from graftwork.data.readers import verdict_of
 from graftwork.data.shapes import is_pair
@@ -41,20 +41,9 @@ def load_data(
     config: RunConfig, method: Method, tokenizer: PreTrainedTokenizerFast, stop_ids: frozenset[int], processes: int
 ) -> Data:
     """Both splits. A step of all processes is one step of the loader."""
-    training = config.training
     train, validation = (for_method(split, method) for split in (config.data.train, config.data.validation))
-    loader = load_split(
-        LoadRequest(
-            split=train,
-            batch_size=training.per_device_train_batch_size,
-            accumulation=training.gradient_accumulation_steps * processes,
-            **common(config, train, tokenizer, stop_ids),
-        )
-    )
-    held_out = None
-    if validation.datasets:
-        batch_size, shared = training.per_device_eval_batch_size, common(config, validation, tokenizer, stop_ids)
-        held_out = load_indexed(LoadRequest(split=validation, batch_size=batch_size, **shared))
+    loader = load_split(load_request(config, train, tokenizer, stop_ids, processes))
+    held_out = load_held_out(config, validation, tokenizer, stop_ids)
     labels = {
         name: label
         for split in (train, validation)
@@ -99,20 +88,6 @@ def judged(params: DatasetParams) -> DatasetParams:
     if spec.schema != "chat" or not hasattr(options, "judged"):
         return params
     return params.model_copy(update={"dataset_kwargs": {**params.dataset_kwargs, "judged": True}})
-
-
-def common(
-    config: RunConfig, split: DatasetSplitParams, tokenizer: PreTrainedTokenizerFast, stop_ids: frozenset[int]
-) -> dict[str, Any]:
-    """What both splits are loaded with."""
-    return {
-        "tokenizer": tokenizer,
-        "max_length": max_length(config, split, tokenizer),
-        "stop_ids": stop_ids,
-        "seed": config.training.seed,
-        "template_variables": config.model.chat_template_kwargs,
-        "special_tokens_in_content": config.data.special_tokens_in_content,
-    }
 
 
 def source_rows(split: DatasetSplitParams) -> Iterator[tuple[SourceRow, str]]:
