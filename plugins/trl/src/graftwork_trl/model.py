@@ -10,10 +10,8 @@ from peft import PeftModel
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-from graftwork.adapters import attach_adapter, load_adapter
-from graftwork.adapters.folder import adapter_folder
-from graftwork.adapters.tokens import add_rows, added_token_ids, require_trained
-from graftwork.builders import build_model
+from graftwork.adapters.tokens import add_rows, added_token_ids
+from graftwork.adapters.trained import build_base, with_adapter
 from graftwork.builders.dtype import bfloat16_is_fast, use_float32_masters
 from graftwork.errors import UsageError
 
@@ -30,27 +28,15 @@ def load_model(config: RunConfig, *, scores: bool) -> tuple[Any, torch.dtype]:
     Trained weights are float32 masters unless ``model.torch_dtype`` names a type. ``scores``: it gives one number for
     a conversation instead of logits.
     """
-    use_peft, adapter = config.training.use_peft, config.model.adapter_model
-    quantized = use_peft and (config.peft.q_lora or config.peft.quantizer)
-    params = config.model.model_copy(update={"adapter_model": None})
-    model: Any = build_model(params, config.peft if quantized else None)
-    if isinstance(model, PeftModel) or (adapter and not use_peft):
-        raise UsageError(
-            f"model.model_name {config.model.model_name!r} comes with an adapter. To train the adapter further, give "
-            "its base as model_name, the adapter as model.adapter_model, and set training.use_peft: true; to train "
-            "all weights, merge it first (graft merge)"
-        )
+    model = build_base(config, config.model)
     loaded = model.dtype
     tokens = added_token_ids(config.model)
     if tokens:
         add_rows(model, tokens)
     if scores:
         model = reward_model(model)
-    if use_peft and adapter:
-        model = load_adapter(model, adapter_folder(adapter), trainable=True)
-        require_trained(model, tokens)
-    elif use_peft:
-        model = attach_adapter(model, config.peft, family=config.model.family, tokens=tokens)
+    if config.training.use_peft:
+        model = with_adapter(model, config, tokens)
     if config.model.torch_dtype == "auto":
         use_float32_masters(model)
     return model.train(), loaded
