@@ -24,6 +24,7 @@ from graftwork.errors import RunError
 from graftwork.files import complete_folder
 from graftwork.registry import get_registry
 from graftwork.runs.checkpoints import written
+from graftwork.runs.due import is_evaluated, is_logged, is_saved
 from graftwork.runs.kept import (
     best_to_load,
     chosen_metric,
@@ -234,21 +235,13 @@ class NativeTrainer:
         """Whether a pass over the data ended with this step."""
         return self.parts.loader.epoch > self.state.epoch
 
-    def _is_logged(self) -> bool:
-        training, step = self.training, self.state.step
-        if step == self.parts.total_steps or (step == 1 and training.logging_first_step):
-            return True
-        if training.logging_strategy == "steps":
-            return step % training.logging_steps == 0
-        return training.logging_strategy == "epoch" and self._new_epoch()
-
     def _log(self, rows: list[Row], metrics: dict[str, float], seconds: float) -> None:
         tokens = sum(row.num_tokens for row in rows)
         self.state.tokens += tokens
         if self.state.skipped:
             metrics["skipped_batches"] = self.state.skipped
         self.last |= metrics
-        if not self._is_logged():
+        if not is_logged(self.training, self.state.step, self.parts.total_steps, new_epoch=self._new_epoch()):
             return
         self.run.log(
             self.state.step,
@@ -266,15 +259,14 @@ class NativeTrainer:
         """Evaluation and samples, where they are due, then a checkpoint. Left and done later where a signal comes."""
         training, state = self.training, self.state
         step, new_epoch = state.step, self._new_epoch()
-        strategy, last = training.eval_strategy, step == self.parts.total_steps
         self.evaluation, state.evaluated = None, False
-        if last or (strategy == "steps" and step % training.eval_steps == 0) or (strategy == "epoch" and new_epoch):
+        if is_evaluated(training, step, self.parts.total_steps, new_epoch=new_epoch):
             self._evaluate()
         if step == self.parts.total_steps // 2:
             self._sample("half-way")
         state.evaluated, state.epoch = True, self.parts.loader.epoch
         wanted = self._keeps_best() and any(step == best for best, _ in state.best)
-        if wanted or (training.save_steps and step % training.save_steps == 0) or (training.save_epoch and new_epoch):
+        if wanted or is_saved(training, step, new_epoch=new_epoch):
             self._save()
 
     def _evaluate(self) -> None:

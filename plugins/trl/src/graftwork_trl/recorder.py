@@ -11,6 +11,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from transformers import TrainerCallback
 
+from graftwork.runs.due import is_evaluated, is_logged, is_saved
 from graftwork.runs.kept import chosen_metric
 
 if TYPE_CHECKING:
@@ -35,11 +36,12 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After the optimizer's step."""
-        session, step = self.session, state.global_step
+        session, training, step = self.session, self.session.config.training, state.global_step
         session.end_step(step)
-        control.should_log = session.is_logged(step)
-        control.should_evaluate = session.is_evaluated(step)
-        control.should_save = session.is_saved(step)
+        new_epoch, total = session.new_epoch, session.total_steps
+        control.should_log = is_logged(training, step, total, new_epoch=new_epoch)
+        control.should_evaluate = session.evaluates and is_evaluated(training, step, total, new_epoch=new_epoch)
+        control.should_save = is_saved(training, step, new_epoch=new_epoch)
         self._stop(state, control)
 
     def _stop(self, state: Any, control: Any) -> None:

@@ -67,27 +67,6 @@ class Session:
     saved_step: int | None = None
     stopped_by: int | None = None
 
-    def is_logged(self, step: int) -> bool:
-        """Whether the metrics of a step are written."""
-        training = self.config.training
-        if step == self.total_steps or (step == 1 and training.logging_first_step):
-            return True
-        if training.logging_strategy == "steps":
-            return step % training.logging_steps == 0
-        return training.logging_strategy == "epoch" and self.new_epoch
-
-    def is_evaluated(self, step: int) -> bool:
-        """Whether an evaluation follows a step."""
-        training = self.config.training
-        due = training.eval_strategy == "steps" and step % training.eval_steps == 0
-        at_end = training.eval_strategy == "epoch" and self.new_epoch
-        return self.evaluates and (step == self.total_steps or due or at_end)
-
-    def is_saved(self, step: int) -> bool:
-        """Whether a checkpoint follows a step."""
-        training = self.config.training
-        return bool(training.save_steps and step % training.save_steps == 0) or (training.save_epoch and self.new_epoch)
-
     def end_step(self, step: int) -> None:
         """After the optimizer has stepped."""
         self.seconds = time.perf_counter() - self.began
