@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "examples" / "slurm" / "train.sbatch"
 TOOLS = {
     "srun": 'printf "%q " "$@" > "$SAID"',
-    "scontrol": "printf 'first\\nsecond\\n'",
+    "scontrol": "printf 'first\\nsecond\\n'; seq 100000",
 }
 JOB = {
     "SLURM_JOB_NODELIST": "node[1-2]",
