@@ -28,6 +28,7 @@ from graftwork_native.objective import CrossEntropy, Objective
 from graftwork_native.params import DpoParams
 from graftwork_native.skeleton import materialise, run_device, skeleton
 from graftwork_native.trial import head_is_plain, unknown_layers
+from graftwork_native.vocabulary import clear_gradients, keeps_gradients, kept_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -89,6 +90,7 @@ class Trace:
     config: RunConfig
     device: torch.device
     notes: list[str]
+    kept: tuple[torch.nn.Parameter, ...]
 
     def __init__(self, model: Any, request: ForecastRequest, device: torch.device) -> None:
         config = request.config
@@ -100,7 +102,13 @@ class Trace:
         self.live.part = "weights"
         with self.live:
             materialise(model, config, device)
-        self.objective = objective_of(planned(model, request, device), request.params)
+        forward = planned(model, request, device)
+        if keeps_gradients(config):
+            with self.live:
+                self.live.part = "gradients"
+                forward = replace(forward, kept=kept_gradients(forward))
+        self.kept = forward.kept
+        self.objective = objective_of(forward, request.params)
         training = config.training
         spec = get_registry().optimizers[training.optimizer]
         self.optimizer = spec.build(parameter_groups(model, training.weight_decay), training.learning_rate, training)
@@ -122,7 +130,7 @@ class Trace:
         """Gradients as a backward pass would leave them."""
         self.live.part = "gradients"
         for parameter in self.model.parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter)
 
     def _backward(self, row: Row) -> None:
@@ -140,7 +148,7 @@ class Trace:
             self.notes = [*self.notes, note] if note not in self.notes else self.notes
         for state in self.optimizer.state.values():
             self.live.rename(tensors_in(state), "optimizer")
-        self.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.optimizer, self.kept)
 
     def parts(self, rows: Sequence[Row]) -> dict[str, int]:
         """The bytes of each part at the largest moment."""

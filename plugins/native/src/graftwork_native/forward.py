@@ -31,7 +31,8 @@ class Forward:
     ``layout``: samples side by side in one row, or padded below one another. ``fused_head``: the loss is made from
     hidden states and the head's weight, in pieces; where it is false the model makes its logits itself.
     ``limits``: what rows are held against, where a row of somebody's data can be wrong. ``shared_prompts``: the prompt
-    of a preference pair is computed once for both answers, else each answer has its own.
+    of a preference pair is computed once for both answers, else each answer has its own. ``kept``: the weights whose
+    gradients are there and are added to; see :mod:`graftwork_native.vocabulary`.
     """
 
     model: nn.Module
@@ -41,6 +42,7 @@ class Forward:
     fused_head: bool
     limits: Limits | None = None
     shared_prompts: bool = False
+    kept: tuple[nn.Parameter, ...] = ()
 
     def loss(self, row: Row, scale: float) -> torch.Tensor:
         """The sum of the cross-entropy over the row's labels, times ``scale``; a float32 scalar."""
@@ -49,7 +51,7 @@ class Forward:
         labels = row.labels.to(self.device)
         if self.fused_head:
             hidden, weight, *more = self.factors(inputs, places)
-            return head_loss(hidden, weight, labels, scale, *more)
+            return head_loss(hidden, weight, labels, scale, *more, into=self.gradient_of(weight))
         return plain_loss(self.logits(inputs, places), labels, scale)
 
     def log_probs(self, row: Row) -> torch.Tensor:
@@ -66,10 +68,16 @@ class Forward:
         owners = torch.repeat_interleave(torch.arange(len(counts)), counts, output_size=len(labels)).to(self.device)
         if self.fused_head:
             hidden, weight, *more = self.factors(inputs, places)
-            sums = head_log_probs(hidden, weight, labels, owners, len(counts), *more)
+            into = self.gradient_of(weight)
+            sums = head_log_probs(hidden, weight, labels, owners, len(counts), *more, into=into)
         else:
             sums = plain_log_probs(self.logits(inputs, places), labels, owners, len(counts))
         return sums.view(-1, 2)
+
+    def gradient_of(self, weight: torch.Tensor) -> torch.Tensor | None:
+        """Where the gradient of the head's weight is to be added; None where autograd is to see to it."""
+        learns = torch.is_grad_enabled() and any(weight is one for one in self.kept)
+        return weight.grad if learns else None
 
     def laid_out(self, row: Row) -> Row:
         """The row as this forward takes it: where prompts are not shared, each answer behind a prompt of its own."""

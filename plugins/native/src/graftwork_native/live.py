@@ -82,7 +82,8 @@ class Live(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         name = str(func)
         for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
+            # A gradient of some rows only is made of two tensors that were counted
+            if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
                 self.add(leaf, self._part_of(leaf, name))
         if self.kernel_bytes and name.startswith(PRODUCTS) and result.dtype is torch.bfloat16:
             self._keep_kernel(

@@ -33,13 +33,14 @@ def head_log_probs(
     owners: torch.Tensor,
     answers: int,
     *more: torch.Tensor,
+    into: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """:func:`plain_log_probs` of ``hidden @ weight.T``: ``hidden`` [L, W], ``weight`` [V, W], and ``more`` as in
-    :func:`~graftwork_native.loss.head_loss`.
+    """:func:`plain_log_probs` of ``hidden @ weight.T``: ``hidden`` [L, W], ``weight`` [V, W], and ``more`` and ``into``
+    as in :func:`~graftwork_native.loss.head_loss`, but that ``into`` is added to on the way back, for any gradient.
     """
     factors = (hidden, weight, *more)
     learns = torch.is_grad_enabled() and any(factor.requires_grad for factor in factors)
-    sums: torch.Tensor = HeadLogProbs.apply(labels, owners, answers, learns, *factors)  # type: ignore[no-untyped-call]
+    sums: torch.Tensor = HeadLogProbs.apply(labels, owners, answers, into if learns else None, learns, *factors)  # type: ignore[no-untyped-call]
     return sums
 
 
@@ -48,7 +49,13 @@ class HeadLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, labels: torch.Tensor, owners: torch.Tensor, answers: int, learns: bool, *factors: torch.Tensor
+        ctx: Any,
+        labels: torch.Tensor,
+        owners: torch.Tensor,
+        answers: int,
+        into: torch.Tensor | None,
+        learns: bool,
+        *factors: torch.Tensor,
     ) -> torch.Tensor:
         dtype = factors[0].dtype
         room = KEPT_BYTES if learns else -1
@@ -61,6 +68,8 @@ class HeadLogProbs(torch.autograd.Function):
             room -= logits.numel() * dtype.itemsize
             if room >= 0:
                 ctx.kept[part.start] = logits.to(dtype)
+            del logits  # or they stood beside the next piece's
+        ctx.into = into
         ctx.save_for_backward(labels, owners, *factors)
         return sums
 
@@ -68,13 +77,15 @@ class HeadLogProbs(torch.autograd.Function):
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         labels, owners, *factors = ctx.saved_tensors
         cast = [factor.to(factors[0].dtype) for factor in factors]
-        grads = room_for_grads(cast, ctx.needs_input_grad[4:])
+        grads = room_for_grads(cast, ctx.needs_input_grad[5:], ctx.into)
         scales = -grad_output[owners].to(cast[0].dtype)[:, None]  # [L, 1]
         for part, piece in pieces_of(cast):
             kept = ctx.kept.pop(part.start, None)
             grad = piece_grad(piece, labels[part]) if kept is None else kept
             add_grads(grads, part, grad.mul_(scales[part]), piece)
-        return None, None, None, None, *in_types(grads, [factor.dtype for factor in factors])
+            del grad, kept
+        grads = [None if grad is ctx.into else grad for grad in grads]
+        return None, None, None, None, None, *in_types(grads, [factor.dtype for factor in factors])
 
 
 def piece_grad(piece: Factors, labels: torch.Tensor) -> torch.Tensor:

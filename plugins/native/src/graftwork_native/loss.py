@@ -18,6 +18,8 @@ import torch.nn.functional as F
 
 PIECE_BYTES = 64 << 20
 """Size of one piece's float32 logits."""
+ADDED_BYTES = 16 << 20
+"""So much of the float32 gradient of the head's weight is added to at once."""
 
 
 def plain_loss(logits: torch.Tensor, labels: torch.Tensor, scale: float) -> torch.Tensor:
@@ -26,16 +28,22 @@ def plain_loss(logits: torch.Tensor, labels: torch.Tensor, scale: float) -> torc
 
 
 def head_loss(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, scale: float, *more: torch.Tensor
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    scale: float,
+    *more: torch.Tensor,
+    into: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """:func:`plain_loss` of ``hidden @ weight.T``: ``hidden`` [L, W], ``weight`` [V, W].
 
     ``more`` are further factors, [L, R] and [V, R] in turn, whose products are added: an adapter on the head. Products
-    are made in the type of ``hidden``, as autocast would.
+    are made in the type of ``hidden``, as autocast would. ``into`` [V, W] float32: the weight's gradient is added to it
+    at once and autograd is given none; the backward pass has to follow, with a gradient of one.
     """
     factors = (hidden, weight, *more)
     if torch.is_grad_enabled() and any(factor.requires_grad for factor in factors):
-        loss: torch.Tensor = HeadLoss.apply(labels, scale, *factors)  # type: ignore[no-untyped-call]
+        loss: torch.Tensor = HeadLoss.apply(labels, scale, into, *factors)  # type: ignore[no-untyped-call]
         return loss
     losses = [
         F.cross_entropy(logits_of(*piece), labels[part], reduction="sum")
@@ -73,15 +81,19 @@ class HeadLoss(torch.autograd.Function):
     """The head's products and the cross-entropy in one, with the gradients made on the way forward."""
 
     @staticmethod
-    def forward(ctx: Any, labels: torch.Tensor, scale: float, *factors: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, labels: torch.Tensor, scale: float, into: torch.Tensor | None, *factors: torch.Tensor
+    ) -> torch.Tensor:
         cast = [factor.to(factors[0].dtype) for factor in factors]
-        grads = room_for_grads(cast, ctx.needs_input_grad[2:])
+        grads = room_for_grads(cast, ctx.needs_input_grad[3:], into)
         total = torch.zeros((), dtype=torch.float32, device=labels.device)
         for part, piece in pieces_of(cast):
             logits = logits_of(*piece)
             total += softmax_grad_(logits, labels[part]).sum()
             add_grads(grads, part, logits.mul_(scale).to(cast[0].dtype), piece)
-        ctx.save_for_backward(*grads)
+            del logits  # or they stood beside the next piece's
+        ctx.in_place = into is not None
+        ctx.save_for_backward(*(None if grad is into else grad for grad in grads))
         ctx.dtypes = [factor.dtype for factor in factors]
         return total * scale
 
@@ -89,20 +101,34 @@ class HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grads = ctx.saved_tensors
         # The trainer's own case: no pass over the largest gradient of the model to multiply it by one.
-        if grad_output.device.type != "cpu" or float(grad_output) != 1.0:
-            grads = [None if grad is None else grad.mul_(grad_output.to(grad.dtype)) for grad in grads]
-        return None, None, *in_types(grads, ctx.dtypes)
+        if (ctx.in_place or grad_output.device.type == "cpu") and float(grad_output) == 1.0:
+            return None, None, None, *in_types(grads, ctx.dtypes)
+        if ctx.in_place:
+            raise RuntimeError(
+                f"the gradient at this loss is {float(grad_output)}, but that of the head was added to its weight's "
+                "already, for a gradient of one: call backward() on the loss itself, and scale it by `scale`"
+            )
+        grads = [None if grad is None else grad.mul_(grad_output.to(grad.dtype)) for grad in grads]
+        return None, None, None, *in_types(grads, ctx.dtypes)
 
 
 Grads = list[torch.Tensor | None]
 
 
-def room_for_grads(factors: Factors, needed: Sequence[bool]) -> Grads:
-    """Where the gradients go: those of [L, ...] are written once, those of [V, ...] are sums, and in float32."""
-    return [
-        None if not need else torch.zeros_like(factor, dtype=torch.float32) if number % 2 else torch.empty_like(factor)
-        for number, (factor, need) in enumerate(zip(factors, needed, strict=True))
-    ]
+def room_for_grads(factors: Factors, needed: Sequence[bool], into: torch.Tensor | None) -> Grads:
+    """Where the gradients go: those of [L, ...] are written once, those of [V, ...] are sums, and in float32.
+
+    ``into`` is where the weight's goes, if that is there already.
+    """
+    room: Grads = []
+    for number, (factor, need) in enumerate(zip(factors, needed, strict=True)):
+        if not need:
+            room.append(None)
+        elif number % 2:
+            room.append(torch.zeros_like(factor, dtype=torch.float32) if into is None or number > 1 else into)
+        else:
+            room.append(torch.empty_like(factor))
+    return room
 
 
 def add_grads(grads: Grads, part: slice, grad: torch.Tensor, piece: Factors) -> None:
@@ -113,7 +139,17 @@ def add_grads(grads: Grads, part: slice, grad: torch.Tensor, piece: Factors) -> 
         if left_grad is not None:
             torch.mm(grad, right, out=left_grad[part])
         if right_grad is not None:
-            right_grad += grad.T @ left
+            add_product_(right_grad, grad, left)
+
+
+def add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """``total`` [V, W] ``+= left.T @ right`` for [C, V] and [C, W], some rows of it at a time.
+
+    The product in half precision, and its copy in float32 that PyTorch adds, would each be as large as the weight.
+    """
+    size = max(1, ADDED_BYTES // (4 * right.shape[1]))
+    for start in range(0, len(total), size):
+        total[start : start + size] += left[:, start : start + size].T @ right
 
 
 def in_types(grads: Sequence[torch.Tensor | None], dtypes: Sequence[torch.dtype]) -> Grads:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from graftwork_native import precision
 from graftwork_native.backward_step import BackwardStep
 from graftwork_native.dpo import Dpo, prepare_for_pairs
 from graftwork_native.evaluation import Prompt, prompts_of
+from graftwork_native.memory import lasting
 from graftwork_native.model import device_of, load_model
 from graftwork_native.objective import CrossEntropy, Objective
 from graftwork_native.offload import Offloading, require_device
@@ -38,6 +39,7 @@ from graftwork_native.params import DpoParams, NativeParams
 from graftwork_native.reference import reference_of, require_adapter, rows_ahead
 from graftwork_native.spread import Spread, spread
 from graftwork_native.trial import plan_forward
+from graftwork_native.vocabulary import keeps_gradients, kept_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,13 +95,17 @@ def set_up(request: TrainRequest, world: World) -> Parts:
         report_shared(loader.datasets, validation.datasets)
     total_steps = count_steps(config, loader)
     before_model = resident_bytes()
-    model, loaded_dtype = load_model(config, request.resume_from)
+    with lasting():
+        model, loaded_dtype = load_model(config, request.resume_from)
     forward = plan_forward(model, precision.autocast_dtype(config, device_of(model)), params.layout)
     if isinstance(params, DpoParams):
         forward = prepare_for_pairs(forward, params)
     for split in (loader, validation):
         if isinstance(split, IndexedLoader) and forward.limits:
             forward.limits.check(split.largest_token, split.longest_sample)
+    if world.size == 1 and keeps_gradients(config):
+        with lasting():
+            forward = replace(forward, kept=kept_gradients(forward))
     facts = {**facts_of(model, forward), "data_train": describe(loader), "total_steps": total_steps}
     if validation is not None:
         facts["data_validation"] = describe(validation)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -49,13 +49,14 @@ from graftwork_native.checkpoint import (
 )
 from graftwork_native.evaluation import complete, evaluate
 from graftwork_native.interrupt import Interrupt, Left
-from graftwork_native.memory import keep_freed_memory, peak_memory_bytes
+from graftwork_native.memory import keep_freed_memory, lasting, peak_memory_bytes
 from graftwork_native.model import load_model
 from graftwork_native.params import NativeParams
 from graftwork_native.schedule import learning_rate
 from graftwork_native.setup import set_up
 from graftwork_native.sharding import uncut, whole_tensor, whole_weights
 from graftwork_native.shards import is_sharded, read_weights
+from graftwork_native.vocabulary import clear_gradients
 from graftwork_native.world import World, joined
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ class NativeTrainer:
         if self._keeps_best():
             self.state.best = without_lost(self.run, self.state.best)
         self.parts.loader.load_state_dict(self.state.loader)
-        restore(checkpoint, self.parts.model, self.parts.optimizer, self.world)
+        with lasting():
+            restore(checkpoint, self.parts.model, self.parts.optimizer, self.world)
         logger.info("resumed from %s: step %d of %d", checkpoint, self.state.step, self.parts.total_steps)
 
     def _require_metric(self) -> None:
@@ -181,17 +183,22 @@ class NativeTrainer:
         if not (math.isfinite(sum(losses)) and math.isfinite(norm)):
             self._leave_out(rows, losses, norm)
             return None
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        self._optimize()
+        clear_gradients(optimizer, self.parts.forward.kept)
         self.state.step += 1
         self.state.skipped_in_a_row = 0
         return {"loss": sum(losses), **further, "learning_rate": rate, "grad_norm": norm}
+
+    def _optimize(self) -> None:
+        """The optimizer's step. The first one makes what it keeps of each weight."""
+        with nullcontext() if self.parts.optimizer.state else lasting():
+            self.parts.optimizer.step()
 
     def _leave_out(self, rows: list[Row], losses: list[float], norm: float) -> None:
         """Takes no step: weights, optimizer and schedule stay as they are. Raises :class:`RunError` where the run is
         to stop, or where leaving out does not help.
         """
-        self.parts.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.parts.optimizer, self.parts.forward.kept)
         state, model = self.state, self.parts.forward.model
         state.skipped_in_a_row += 1
         said = nonfinite.explain(state.step + 1, losses, norm, rows, self.parts.objective, model)
