@@ -1,8 +1,9 @@
 """The optimizer's step inside the backward pass: a gradient lives only until its own weight is stepped.
 
 The gradients are then never all there at once, which saves what they take: as much as the weights. Each weight gets
-the step that it would get after the backward pass, to the bit, as long as nothing is asked of all gradients together
-(clipping, accumulation, the sum over several processes).
+the step that it would get after the backward pass, as long as nothing is asked of all gradients together (clipping,
+accumulation, the sum over several processes): to the bit, but for a weight that embedding and head share, whose
+gradient is otherwise summed in another order (:mod:`graftwork_native.vocabulary`).
 """
 
 from __future__ import annotations
