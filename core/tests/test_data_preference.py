@@ -76,6 +76,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "non_preferred_output": [WRONG],
     },
     "paired answers of Stack Exchange": {"question": "2 + 2?", "response_j": "4", "response_k": "5"},
+    "a query": {"query": "2 + 2?", "chosen": "4", "rejected": "5"},
+    "an input": {"input": "2 + 2?", "chosen": "4", "rejected": "5"},
     "one message as an answer": {"messages": [USER], "chosen": RIGHT, "rejected": WRONG},
     "null fields of another shape": {
         "prompt": None,

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
 from trl import maybe_convert_to_chatml
 
+from graftwork.chat import render_chat
 from graftwork.config import DatasetParams
 from graftwork.data.conversations import plain_turns, to_conversation, to_labelled, tools_of
 from graftwork.data.files import Unreadable
@@ -74,14 +76,59 @@ SHARED = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
         ({"system_prompt": "S", "question": "Q", "response": "A"}, [("system", "S"), *ASKED]),
         ({"question": "Q", "answer": "A", "system_prompt": "S"}, [("system", "S"), *ASKED]),
         ({"messages": TALK, "system_prompt": "S"}, [("system", "S"), *ASKED]),
+        ({"query": "Q", "response": "A", "type": "GSM"}, ASKED),
+        ({"query": "Q", "response": "A", "system": "S"}, [("system", "S"), *ASKED]),
+        ({"input": "Q", "output": "A"}, ASKED),
+        ({"input": "Q", "output": "A", "system": "S"}, [("system", "S"), *ASKED]),
         ({"conversations": [SHARED[0], {"from": "chatgpt", "value": "A"}]}, ASKED),
         # A table with rows of several shapes has every field in each, null where it is another's.
         ({"messages": None, "conversations": None, "instruction": None, "question": "Q", "answer": "A"}, ASKED),
+        # In a CSV file they are empty, not null.
+        ({"messages": "", "instruction": "", "input": "", "output": "", "query": "Q", "response": "A"}, ASKED),
+        ({"instruction": "", "input": "Q", "output": "A"}, ASKED),
+        # The richer shape is meant, and the same thing said twice is no two things.
+        ({"messages": TALK, "prompt": "other", "completion": "other"}, ASKED),
+        ({"messages": TALK, "conversations": SHARED}, ASKED),
+        ({"messages": TALK, "dialogue": "a text that is no list of turns"}, ASKED),
+        ({"question": "Q", "query": "Q", "response": "A"}, ASKED),
+        ({"instruction": "Q", "output": "A", "prompt": "Q", "completion": "A"}, ASKED),
     ],
 )  # fmt: skip
 def test_shapes(data: dict[str, Any], expected: list[tuple[str, str]]) -> None:
     assert turns(data) == expected
     assert shape_of(data) == "chat"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"question": "Q", "answer": "A", "response": "B"}, "question + answer or as question + response, and"),
+        ({"prompt": "P", "completion": "A", "input": "Q", "output": "A"}, "prompt + completion or as input + output"),
+        ({"query": "P", "question": "Q", "response": "A"}, r"question \+ response or as query \+ response, and these"),
+        ({"instruction": "Q", "output": "A", "response": "B"}, "instruction + output or as instruction + response"),
+        ({"instruction": "Q", "input": "I", "output": "A", "prompt": "Q", "completion": "A"}, "as prompt + completion"),
+    ],
+)
+def test_a_row_that_could_be_two_things_is_an_error(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message.replace(" + ", r" \+ ")) as error:
+        to_conversation(row(data))
+    assert str(error.value).startswith("rows.jsonl:7: it can be read as ")
+    assert str(error.value).endswith("these differ; remove the fields that are not meant")
+
+
+def test_two_lists_of_turns_need_a_name() -> None:
+    other = [*TALK, *TALK]
+    for data in ({"messages": TALK, "conversations": other}, {"conversations": other, "messages": json.dumps(TALK)}):
+        with pytest.raises(
+            DataError,
+            match=r"rows\.jsonl:7: messages and conversations each hold a conversation, and not the same one; name the "
+            r"right one in dataset_kwargs\.messages_field, or remove the others",
+        ):
+            to_conversation(row(data))
+        assert plain_turns(row(data)) is None, "the short way has to see it too"
+        assert len(to_conversation(row(data), "messages").messages) == 2
+        assert len(to_conversation(row(data), "conversations").messages) == 4
+    assert plain_turns(row({"messages": TALK, "conversations": other}), "messages") is not None
 
 
 CALL = {"name": "add", "arguments": {"a": 1}}
@@ -92,18 +139,87 @@ CALL = {"name": "add", "arguments": {"a": 1}}
     [
         {"from": "function_call", "value": json.dumps(CALL)},
         {"from": "function_call", "value": json.dumps([CALL])},
+        {"from": "tool_call", "value": json.dumps(CALL)},
+        {"from": "function-call", "value": CALL},
+        {"role": "tool_call", "content": json.dumps(CALL)},
+        {"role": "function_call", "content": json.dumps({**CALL, "arguments": '{"a": 1}'})},
         {"role": "assistant", "tool_calls": [{"type": "function", "function": CALL}]},
         {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": CALL}]},
         {"role": "assistant", "tool_calls": [{"type": "function", "function": {**CALL, "arguments": '{"a": 1}'}}]},
         {"role": "assistant", "content": None, "function_call": {**CALL, "arguments": '{"a": 1}'}},
     ],
 )
-@pytest.mark.parametrize("result", [{"from": "observation", "value": "3"}, {"role": "function", "content": "3"}])
+@pytest.mark.parametrize(
+    "result",
+    [
+        *({"from": name, "value": "3"} for name in ("observation", "tool", "tool_response", "function_response")),
+        *({"role": name, "content": "3"} for name in ("function", "tool_response", "observation")),
+    ],
+)
 def test_a_call_of_a_tool_and_its_result(turn: dict[str, Any], result: dict[str, Any]) -> None:
     messages = to_conversation(row({"messages": [TALK[0], turn, result, TALK[1]]})).messages
     assert [message.role.value for message in messages] == ["user", "assistant", "tool", "assistant"]
     assert messages[1].tool_calls == [{"type": "function", "function": CALL}]
     assert messages[2].text == "3"
+
+
+# As transformers documents calls and results of tools, and what one of its templates may do with them.
+TOOLS_TEMPLATE = (
+    "{% for tool in tools or [] %}[{{ tool.function | tojson }}]{% endfor %}{% for message in messages %}"
+    "<{{ message.role }}>{{ message.content or '' }}{% for call in message.tool_calls or [] %}"
+    "{{ {'name': call.function.name, 'arguments': call.function.arguments} | tojson }}{% endfor %}{% endfor %}"
+)
+ADD = {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}}}
+TWO = {"name": "add", "arguments": {"a": 2}}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {  # glaive, as LLaMA-Factory has it
+            "conversations": [
+                {"from": "human", "value": "Q"},
+                {"from": "function_call", "value": json.dumps([CALL, TWO])},
+                {"from": "observation", "value": "3"},
+                {"from": "observation", "value": "4"},
+                {"from": "gpt", "value": "A"},
+            ],
+            "tools": json.dumps([ADD]),
+        },
+        {  # ms-swift: a turn for each of the calls that are made at once
+            "messages": [
+                {"role": "user", "content": "Q"},
+                {"role": "tool_call", "content": json.dumps(CALL)},
+                {"role": "tool_call", "content": json.dumps(TWO)},
+                {"role": "tool_response", "content": "3"},
+                {"role": "tool_response", "content": "4"},
+                {"role": "assistant", "content": "A"},
+            ],
+            "tools": json.dumps([{"type": "function", "function": ADD}]),
+        },
+    ],
+)
+def test_calls_are_written_as_transformers_writes_openais(data: dict[str, Any]) -> None:
+    calls = [{"type": "function", "function": one} for one in (CALL, TWO)]
+    openai = [
+        {"role": "user", "content": "Q"},
+        {"role": "assistant", "tool_calls": calls},
+        {"role": "tool", "content": "3"},
+        {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "A"},
+    ]
+    tools = [{"type": "function", "function": ADD}]
+    [theirs], _ = render_jinja_template([openai], tools=tools, chat_template=TOOLS_TEMPLATE)
+    conversation = to_conversation(row(data))
+    assert render_chat(conversation, template=TOOLS_TEMPLATE, tools=tools_of(row(data))) == theirs
+    assert "<tool>3<tool>4<assistant>A" in theirs
+
+
+def test_turns_of_a_tool_are_what_trl_makes_of_them() -> None:
+    shared = [{"from": "user", "value": "Q"}, {"from": "assistant", "value": "B"}, {"from": "tool", "value": "3"}]
+    shared.append({"from": "assistant", "value": "A"})
+    theirs = maybe_convert_to_chatml({"conversations": copy.deepcopy(shared)})["messages"]
+    assert turns({"conversations": shared}) == [(turn["role"], turn["content"]) for turn in theirs]
 
 
 def test_tools_under_the_name_that_openai_had_first() -> None:
@@ -145,6 +261,10 @@ def test_tools_that_are_described_by_themselves_are_put_where_templates_look() -
         (
             {"conversations": [{"from": "function_call", "value": "add(1)"}]},
             r"conversations\.0\.value: a function_call that is not JSON: 'add\(1\)'",
+        ),
+        (
+            {"messages": [TALK[0], {"role": "tool_call", "content": "add(1)"}]},
+            r"messages\.1\.content: a tool_call that is not JSON: 'add\(1\)'",
         ),
         (
             {"conversations": [{"from": "function_call", "value": '{"arguments": {}}'}]},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,26 @@ if TYPE_CHECKING:
     from graftwork.data.readers import Row
 
 SHAPES = (
-    "messages; conversations (ShareGPT); instruction + output; prompt + completion (or response); question + answer"
+    "messages; conversations (ShareGPT); instruction + output; prompt + completion (or response); question + answer "
+    "(or response); query + response; input + output"
 )
 TURNS = ("messages", "conversation", "conversations", "dialogue")
 """Where a row has its list of turns."""
 ALPACA = (("instruction", "input", "output"), ("instruction", "context", "response"))
-PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("question", "response"))
+PAIRS = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("question", "answer"),
+    ("question", "response"),
+    ("query", "response"),
+    ("input", "output"),
+)
 SYSTEM = ("system", "system_prompt")
 """Where a row has its system message, if not among its turns."""
 TOOLS = ("tools", "functions")
 """Where a row has the tools that may be called; the second is OpenAI's older one."""
+JSON_OPENS = ("[", "{")
+"""How the JSON of a list or an object begins."""
 
 ROLES = {
     "human": "user",
@@ -39,21 +49,29 @@ ROLES = {
     "system": "system",
     "developer": "system",
     "function_call": "assistant",
+    "function-call": "assistant",
+    "tool_call": "assistant",
     "observation": "tool",
     "tool": "tool",
+    "tool_response": "tool",
     "function": "tool",
+    "function_response": "tool",
+    "function-response": "tool",
 }
-"""Who speaks, under ShareGPT's, LLaMA-Factory's and OpenAI's names."""
+"""Who speaks, under ShareGPT's, LLaMA-Factory's, ms-swift's and OpenAI's names."""
 PLAIN_ROLES = ("user", "assistant", "system")
 """Roles that nothing but a text comes with."""
 CALL = "function_call"
-"""ShareGPT's speaker of a tool call, and the key of OpenAI's older one."""
+"""The key of OpenAI's older call of a tool, and one of the speakers that say nothing but calls."""
+CALLERS = (CALL, "function-call", "tool_call")
+"""Who says nothing but calls: the JSON of one, or of a list of them."""
 
 
-def to_conversation(row: Row, messages_field: str = "messages") -> Conversation:
-    """The row as a conversation. Raises :class:`DataError` with the row's place where it is none.
+def to_conversation(row: Row, messages_field: str | None = None) -> Conversation:
+    """The row as a conversation. Raises :class:`DataError` with the row's place where it is none, or could be two.
 
-    Fields that are null count as not there: a table with rows of several shapes has them.
+    Fields that are null or empty count as not there: a table with rows of several shapes has them. ``messages_field``
+    is the name of the field with the turns; None is whichever of :data:`TURNS` is there.
     """
     data, where = row.data, row.where
     messages = messages_of(data, where, messages_field)
@@ -65,13 +83,14 @@ def to_conversation(row: Row, messages_field: str = "messages") -> Conversation:
     return conversation
 
 
-def plain_turns(row: Row, messages_field: str = "messages") -> tuple[tuple[str, ...], list[str]] | None:
+def plain_turns(row: Row, messages_field: str | None = None) -> tuple[tuple[str, ...], list[str]] | None:
     """The roles and the texts of a row that is a list of messages and nothing else that a conversation is made of;
     None is any other row, right or wrong, for :func:`to_conversation` and :func:`tools_of`.
     """
     data = row.data
-    turns = data.get(messages_field) if type(data) is dict else None
-    if type(turns) is not list or any(data.get(field) for field in (*SYSTEM, *TOOLS)):
+    turns = data.get(messages_field or TURNS[0]) if type(data) is dict else None
+    others = (*SYSTEM, *TOOLS) if messages_field else (*SYSTEM, *TOOLS, *TURNS[1:])
+    if type(turns) is not list or any(data.get(field) for field in others):
         return None
     roles, texts = [], []
     for turn in turns:
@@ -97,7 +116,7 @@ def texts_of(conversation: Conversation) -> tuple[tuple[str, ...], list[str]] | 
     return tuple(roles), texts
 
 
-def messages_of(data: Mapping[str, Any], where: str, messages_field: str = "messages") -> list[Message] | None:
+def messages_of(data: Mapping[str, Any], where: str, messages_field: str | None = None) -> list[Message] | None:
     """The turns of the row, with the text of its field ``system`` before them; None where its shape is unknown."""
     messages = _messages_of(data, where, messages_field)
     return [*system_of(data, where), *messages] if messages and messages[0].role is not Role.SYSTEM else messages
@@ -109,26 +128,81 @@ def system_of(data: Mapping[str, Any], where: str) -> list[Message]:
     return [] if field is None else [said(Role.SYSTEM, text_of(data, field, where))]
 
 
-def _messages_of(data: Mapping[str, Any], where: str, messages_field: str) -> list[Message] | None:
-    for known in (given, Mapping.__contains__):
-        for field in dict.fromkeys((messages_field, *TURNS)):
-            if known(data, field):
-                return from_turns(data[field], where, field)
-        for question, context, answer in ALPACA:
-            if known(data, question) and known(data, answer):
-                return from_alpaca(data, where, question, context, answer)
-        for prompt, completion in PAIRS:
-            if known(data, prompt) and known(data, completion):
-                return [
-                    *said_by(Role.USER, data, prompt, where),
-                    *said_by(Role.ASSISTANT, data, completion, where),
-                ]
+def _messages_of(data: Mapping[str, Any], where: str, messages_field: str | None) -> list[Message] | None:
+    for known in (filled, given, Mapping.__contains__):
+        if fields := turns_in(data, messages_field, known):
+            return agreed({field: from_turns(data[field], where, field) for field in fields}, where)
+        if shapes := texts_in(data, known):
+            require_one_meaning(data, shapes, where)
+            return from_texts(data, shapes[0], where)
     return None
+
+
+def filled(data: Mapping[str, Any], field: str) -> bool:
+    """Whether the field is there and has something in it: the cells of a CSV file are never null."""
+    return bool(data.get(field))
 
 
 def given(data: Mapping[str, Any], field: str) -> bool:
     """Whether the field is there and not null."""
     return data.get(field) is not None
+
+
+# Which shape a row has
+
+Known = Callable[[Mapping[str, Any], str], bool]
+"""Whether a row has a field."""
+
+
+def turns_in(data: Mapping[str, Any], messages_field: str | None, known: Known) -> list[str]:
+    """The fields with a list of turns: ``messages_field`` alone where it is there, else those of :data:`TURNS`."""
+    if messages_field is not None and known(data, messages_field):
+        return [messages_field]
+    fields = [field for field in TURNS if known(data, field)]
+    return [field for field in fields if is_list(data[field])] or fields[:1]
+
+
+def is_list(value: Any) -> bool:
+    """Whether it is turns, or the JSON of some."""
+    return isinstance(value, list | Mapping) or (isinstance(value, str) and value.lstrip()[:1] in JSON_OPENS)
+
+
+def agreed(readings: Mapping[str, list[Message]], where: str) -> list[Message]:
+    """The turns that all the fields hold."""
+    first, *others = readings.values()
+    if any(other != first for other in others):
+        raise DataError(
+            f"{where}: {' and '.join(readings)} each hold a conversation, and not the same one; name the right one "
+            "in dataset_kwargs.messages_field, or remove the others"
+        )
+    return first
+
+
+def texts_in(data: Mapping[str, Any], known: Known) -> list[tuple[str, ...]]:
+    """The shapes without turns that a row has: of each its question's field, that of what stands behind the question
+    (Alpaca's and Dolly's have one), and its answer's. One that is only a part of another is not listed.
+    """
+    shapes = [names for names in (*ALPACA, *PAIRS) if known(data, names[0]) and known(data, names[-1])]
+    return [names for names in shapes if not any(set(names) < set(other) for other in shapes)]
+
+
+def require_one_meaning(data: Mapping[str, Any], shapes: Sequence[tuple[str, ...]], where: str) -> None:
+    """Raises :class:`DataError` where the row could be read in two ways, with another question or another answer."""
+    if any(values_of(data, names) != values_of(data, shapes[0]) for names in shapes[1:]):
+        listed = " or as ".join(f"{names[0]} + {names[-1]}" for names in shapes)
+        raise DataError(f"{where}: it can be read as {listed}, and these differ; remove the fields that are not meant")
+
+
+def values_of(data: Mapping[str, Any], names: tuple[str, ...]) -> tuple[Any, Any, Any]:
+    """Question, what stands behind it, and answer."""
+    return data[names[0]], data.get(names[1]) or None if len(names) > 2 else None, data[names[-1]]
+
+
+def from_texts(data: Mapping[str, Any], names: tuple[str, ...], where: str) -> list[Message]:
+    """A question and its answer, whose fields have these names."""
+    if len(names) > 2:
+        return from_alpaca(data, where, *names)
+    return [*said_by(Role.USER, data, names[0], where), *said_by(Role.ASSISTANT, data, names[1], where)]
 
 
 # Shapes
@@ -140,7 +214,7 @@ def from_turns(turns: Any, where: str, field: str) -> list[Message]:
     if isinstance(turns, Mapping) and "messages" in turns:
         turns, field = turns["messages"], f"{field}.messages"
     if isinstance(turns, list):
-        turns = [to_turn(turn, f"{where}: {field}.{number}") for number, turn in enumerate(turns)]
+        turns = joined_calls([to_turn(turn, f"{where}: {field}.{number}") for number, turn in enumerate(turns)], turns)
     try:
         return Conversation.model_validate({"messages": turns}).messages
     except ValidationError as error:
@@ -187,9 +261,11 @@ def to_turn(turn: Any, where: str) -> Any:
         return turn
     turn = {key: value for key, value in turn.items() if value is not None or key in ("content", "value")}
     if "from" in turn and "value" in turn:
-        turn = {**{key: value for key, value in turn.items() if key not in ("from", "value")}, **shared(turn, where)}
-    if isinstance(role := turn.get("role"), str) and role != CALL:
-        turn["role"] = ROLES.get(role, role)
+        turn = {**without(turn, "from", "value"), **shared(turn, where)}
+    elif is_caller(turn.get("role")) and "content" in turn:
+        turn = {**without(turn, "role", "content"), **calling(turn["role"], turn["content"], f"{where}.content")}
+    if isinstance(role := turn.get("role"), str):
+        turn["role"] = role if role in CALLERS else ROLES.get(role, role)
     if isinstance(turn.get(CALL), Mapping):
         turn["tool_calls"] = [turn.pop(CALL)]
     if isinstance(calls := turn.get("tool_calls"), list):
@@ -197,23 +273,52 @@ def to_turn(turn: Any, where: str) -> Any:
     return turn
 
 
+def without(turn: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """The turn without some of its keys."""
+    return {key: value for key, value in turn.items() if key not in keys}
+
+
+def is_caller(speaker: Any) -> bool:
+    """Whether it is one of :data:`CALLERS`."""
+    return isinstance(speaker, str) and speaker in CALLERS
+
+
 def shared(turn: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """ShareGPT's ``from`` and ``value``; a ``function_call`` has the JSON of a call, or of a list of calls."""
+    """ShareGPT's ``from`` and ``value`` under OpenAI's names."""
     speaker, value = turn["from"], turn["value"]
     if not isinstance(speaker, str) or speaker not in ROLES:
         raise DataError(f"{where}.from: {speaker!r:.60} is nobody known; expected one of: {', '.join(ROLES)}")
-    if speaker != CALL:
-        return {"role": ROLES[speaker], "content": value}
+    return calling(speaker, value, f"{where}.value") if is_caller(speaker) else {"role": speaker, "content": value}
+
+
+def calling(speaker: str, value: Any, where: str) -> dict[str, Any]:
+    """A turn that is the JSON of a call, or of a list of calls."""
     calls = value
     if isinstance(value, str):
         try:
             calls = json.loads(value)
         except json.JSONDecodeError:
-            raise DataError(f"{where}.value: a function_call that is not JSON: {value!r:.60}") from None
+            raise DataError(f"{where}: a {speaker} that is not JSON: {value!r:.60}") from None
     calls = calls if isinstance(calls, list) else [calls]
     if not calls or not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls):
-        raise DataError(f"{where}.value: a function_call has a name and arguments; got {value!r:.60}")
+        raise DataError(f"{where}: a {speaker} has a name and arguments; got {value!r:.60}")
     return {"role": "assistant", "content": None, "tool_calls": calls}
+
+
+def joined_calls(turns: Sequence[Any], given: Sequence[Any]) -> list[Any]:
+    """The turns, those of :data:`CALLERS` that follow one another as one: ms-swift writes a turn for each of the calls
+    that an answer makes at once, and no template has two answers in a row.
+    """
+    found: list[Any] = []
+    before = False
+    for turn, raw in zip(turns, given, strict=True):
+        caller = isinstance(raw, Mapping) and (is_caller(raw.get("from")) or is_caller(raw.get("role")))
+        if caller and before and without(found[-1], "tool_calls") == without(turn, "tool_calls"):
+            found[-1] = {**found[-1], "tool_calls": [*found[-1]["tool_calls"], *turn["tool_calls"]]}
+        else:
+            found.append(turn)
+        before = caller
+    return found
 
 
 def to_call(call: Any) -> Any:
@@ -260,7 +365,7 @@ def to_tool(tool: dict[str, Any]) -> dict[str, Any]:
 
 def unpacked(value: Any, where: str, field: str) -> Any:
     """A list or an object; a text that begins like one is read as JSON, which is all that a CSV file can hold."""
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+    if not isinstance(value, str) or value.lstrip()[:1] not in JSON_OPENS:
         return value
     try:
         return json.loads(value)

@@ -90,7 +90,7 @@ def encoder_for(spec: DatasetSpec, options: BaseModel | None, request: LoadReque
     if spec.schema == "text":
         return text_encoder(request.tokenizer, getattr(options, "text_field", "text"))
     if spec.schema == "chat":
-        messages_field = getattr(options, "messages_field", "messages")
+        messages_field = getattr(options, "messages_field", None)
         require_stops(request.tokenizer, request.stop_ids, request.template_variables)
         return chat_encoder(
             request.tokenizer,

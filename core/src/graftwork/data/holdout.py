@@ -81,11 +81,11 @@ def key_of(schema: str, options: BaseModel | None) -> Callable[[Row], bytes]:
     if schema == "text":
         field: str = getattr(options, "text_field", "text")
         return lambda row: str(row.data.get(field)).encode()
-    messages_field: str = getattr(options, "messages_field", "messages")
+    messages_field: str | None = getattr(options, "messages_field", None)
     return lambda row: said_in(row, messages_field)
 
 
-def said_in(row: Row, messages_field: str) -> bytes:
+def said_in(row: Row, messages_field: str | None) -> bytes:
     """The turns and tools of a conversation; of any other row all fields but those that only number it."""
     content: Any = {key: value for key, value in row.data.items() if key not in BESIDE}
     if not {"chosen", "rejected", "label"} & row.data.keys():

@@ -33,7 +33,11 @@ class TextDatasetParams(FileParams):
 class ChatDatasetParams(FileParams):
     """Options of the reader ``text_sft``."""
 
-    messages_field: str = Field("messages", min_length=1, description="The key of a JSON row that holds the turns.")
+    messages_field: str | None = Field(
+        None,
+        min_length=1,
+        description="The key of a JSON row that holds the turns; default: messages, conversations and the like.",
+    )
 
 
 class ImageDatasetParams(ChatDatasetParams):
@@ -51,7 +55,11 @@ class HubDatasetParams(FileParams):
         None, description="What the rows are; default: told from their fields."
     )
     text_field: str = Field("text", min_length=1, description="The key of a row that holds its text.")
-    messages_field: str = Field("messages", min_length=1, description="The key of a row that holds its turns.")
+    messages_field: str | None = Field(
+        None,
+        min_length=1,
+        description="The key of a row that holds its turns; default: messages, conversations and the like.",
+    )
     separator: str | None = Field(
         None,
         description='The line that stands between the documents of a text file ("": an empty one); default: '

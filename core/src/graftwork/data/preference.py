@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from graftwork.config import DatasetSplitParams
     from graftwork.data.readers import Row
 
-PROMPTS = ("messages", "conversations", "conversation", "prompt", "question", "instruction")
+PROMPTS = ("messages", "conversations", "conversation", "prompt", "question", "instruction", "query", "input")
 SHAPES = (
-    "messages (or conversations) with chosen and rejected; prompt (or question) with chosen and rejected; "
+    "messages (or conversations) with chosen and rejected; prompt (question, query or input) with chosen and rejected; "
     "instruction, input, chosen and rejected; or chosen and rejected as whole conversations"
 )
 OPENERS = (Role.SYSTEM, Role.USER)

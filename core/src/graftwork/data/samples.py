@@ -113,7 +113,7 @@ class ChatEncoder:
     """
 
     tokenizer: PreTrainedTokenizerFast
-    messages_field: str
+    messages_field: str | None
     train_target: str
     stop_ids: frozenset[int]
     variables: Mapping[str, Any]
@@ -200,7 +200,7 @@ class ChatEncoder:
 def chat_encoder(
     tokenizer: PreTrainedTokenizerFast,
     split: DatasetSplitParams,
-    messages_field: str,
+    messages_field: str | None,
     stop_ids: frozenset[int],
     variables: Mapping[str, Any],
     special_tokens_in_content: str = "error",

@@ -19,13 +19,13 @@ ANSWERS = (
 IMAGES = ("image", "images")
 
 
-def shape_of(data: Mapping[str, Any], messages_field: str = "messages", text_field: str = "text") -> Schema | None:
+def shape_of(data: Mapping[str, Any], messages_field: str | None = None, text_field: str = "text") -> Schema | None:
     """The schema of a row, or None where its fields say nothing. Fields that are null count as not there.
 
     A row of a preference set may have a whole conversation beside its answers, and one with images is a
     conversation too, so the more particular ones come first.
     """
-    turns = next((field for field in (messages_field, *TURNS) if given(data, field)), None)
+    turns = next((field for field in (messages_field, *TURNS) if field is not None and given(data, field)), None)
     chat = turns is not None or any(given(data, names[0]) and given(data, names[-1]) for names in (*ALPACA, *PAIRS))
     if is_pair(data):
         return "preference"

@@ -90,11 +90,11 @@ def judged(params: DatasetParams) -> DatasetParams:
     return params.model_copy(update={"dataset_kwargs": {**params.dataset_kwargs, "judged": True}})
 
 
-def source_rows(split: DatasetSplitParams) -> Iterator[tuple[SourceRow, str]]:
+def source_rows(split: DatasetSplitParams) -> Iterator[tuple[SourceRow, str | None]]:
     """Each row of a split, with the name of the field that holds its messages."""
     for params in split.datasets:
         spec, options = look_up(params)
-        messages_field = getattr(options, "messages_field", "messages")
+        messages_field = getattr(options, "messages_field", None)
         for row in open_source(params, spec, options).rows():
             yield row, messages_field
 

@@ -61,7 +61,7 @@ class Prompts:
             account.judge(complete=False)
         account.close()
 
-    def _outcome(self, row: Row, messages_field: str) -> Outcome:
+    def _outcome(self, row: Row, messages_field: str | None) -> Outcome:
         """What becomes of a row; one that can be used is kept."""
         try:
             made, prompt, ids = self._row(row, messages_field)
@@ -76,7 +76,7 @@ class Prompts:
         self.rows.append(made)
         return Outcome(row.where, Sample(np.asarray(ids, np.int32), np.zeros(len(ids), np.bool_), row.where))
 
-    def _row(self, row: Row, messages_field: str) -> tuple[dict[str, Any], list[dict[str, str]], list[int]]:
+    def _row(self, row: Row, messages_field: str | None) -> tuple[dict[str, Any], list[dict[str, str]], list[int]]:
         """The row for TRL: ``prompt``, ``answer`` (the last answer in the data) and the row's own plain fields; the
         prompt alone, and its ids.
         """
