@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +149,65 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         text(tmp_path)
     with pytest.raises(DataError, match=r"dataset text has no dataset_path; set it to a file or folder"):
         find_files(DatasetParams(dataset_name="text"), "text")
+
+
+LISTED = [{"messages": [{"role": "user", "content": f"Q{number}"}]} for number in range(3)]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.ndjson", "rows.txt", "rows.jsonl.gz"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(LISTED),
+        "\n" + json.dumps(LISTED) + "\n\n",
+        "\ufeff" + json.dumps(LISTED),
+        json.dumps(LISTED, indent=2),
+        "[\n" + ",\n".join(map(json.dumps, LISTED)) + "\n]\n",
+        "[" + ",\n".join(map(json.dumps, LISTED)) + "]",
+    ],
+)
+def test_a_json_list_under_the_name_of_lines_is_one_error(tmp_path: Path, name: str, content: str) -> None:
+    data = gzip.compress(content.encode()) if name.endswith(".gz") else content
+    path = write(tmp_path / name, data)
+    with pytest.raises(DataError) as error:
+        list(chat(path).rows())
+    assert str(error.value) == f"{path}: this is a JSON list, where each line has to be an object; name it rows.json"
+    renamed = tmp_path / "rows.json"
+    renamed.write_text(content, encoding="utf-8")
+    assert [row.data for row in chat(renamed).rows()] == LISTED, "what the message says to do helps"
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\n".join(json.dumps(row, indent=2) for row in LISTED),
+        json.dumps(LISTED[0])[:-1] + "\n}\n" + json.dumps(LISTED[1]),
+    ],
+)
+def test_objects_over_several_lines_are_one_error(tmp_path: Path, name: str, content: str) -> None:
+    path = write(tmp_path / name, content)
+    with pytest.raises(DataError) as error:
+        list(chat(path).rows())
+    assert str(error.value) == (
+        f"{path}: an object over several lines, where each line has to be a whole one; write it on one line, or put "
+        "all objects into a list [ ] and name it rows.json"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('[{"role": "user"}]\n[{"role": "user"}]\n', "is not an object; each row must be"),
+        ('{"messages": [\n{"messages": []}\n', "not JSON: Expecting value"),
+        ('["a", {}]\n', "is not an object"),
+    ],
+)
+def test_lines_that_are_no_rows_are_bad_rows_and_not_a_bad_file(tmp_path: Path, content: str, reason: str) -> None:
+    rows = list(chat(write(tmp_path / "rows.jsonl", content)).rows())
+    assert len(rows) == content.count("\n")
+    with pytest.raises(DataError, match=rf"rows\.jsonl:1: .*{reason}"):
+        len(rows[0].data)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "notes"])

@@ -6,6 +6,7 @@ A row that cannot be read is a row all the same, one whose data say why as soon 
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,8 @@ Reader = Callable[[Path, int], Iterator[Item]]
 
 TEXTS = (".txt", ".text", ".md", ".rst", "")
 """How the names of files end that may hold rows or prose."""
+LOOKED_AT = 16 << 20
+"""Bytes in which the first object of a JSON list is looked for."""
 
 
 class Unreadable(Mapping[str, Any]):
@@ -87,7 +90,10 @@ def read_json_lines(path: Path, offset: int) -> Iterator[Item]:
 
 
 def require_rows(path: Path, line: bytes, number: int) -> None:
-    """Raises :class:`DataError` where a text file's first line with anything in it is prose, not the first row."""
+    """Raises :class:`DataError` where a file's first line with anything in it is not the first row, but the beginning
+    of one JSON value over the whole file, or of prose.
+    """
+    require_one_a_line(path, line)
     if kind_of(path) not in TEXTS or decode(line, f"{path}:{number}").lstrip()[:1] in ("{", "["):
         return
     shown = decode(line, f"{path}:{number}").strip()
@@ -96,6 +102,45 @@ def require_rows(path: Path, line: bytes, number: int) -> None:
         'text as it is set dataset_name: text; a row of a chat looks like {"messages": [{"role": "user", "content": '
         '"..."}, {"role": "assistant", "content": "..."}]}'
     )
+
+
+def require_one_a_line(path: Path, line: bytes) -> None:
+    """Raises :class:`DataError` where the file, whose first line this is, is a JSON list or has objects that go over
+    several lines: one error instead of one for each line.
+    """
+    begins = line.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    if begins not in (b"[", b"{") or (begins == b"{" and is_json(line)):
+        return
+    with open_file(path) as file:
+        head = file.read(LOOKED_AT)
+    text = head.decode("utf-8-sig", "replace").lstrip()
+    named = f"{path.name.lower().removesuffix('.gz').removesuffix(kind_of(path))}.json"
+    if begins == b"{" and first_object(text) is not None:
+        raise DataError(
+            f"{path}: an object over several lines, where each line has to be a whole one; write it on one line, or "
+            f"put all objects into a list [ ] and name it {named}"
+        )
+    alone = is_json(line) and head.strip() != line.strip()  # then each line is a list
+    if begins == b"[" and not alone and first_object(text[1:].lstrip()) is not None:
+        raise DataError(f"{path}: this is a JSON list, where each line has to be an object; name it {named}")
+
+
+def is_json(line: bytes) -> bool:
+    """Whether the line is a JSON value by itself."""
+    try:
+        json.loads(line.decode("utf-8-sig", "replace"))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def first_object(text: str) -> dict[str, Any] | None:
+    """The object that a text begins with, if it does."""
+    try:
+        found, _ = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def read_json(path: Path, offset: int) -> Iterator[Item]:
