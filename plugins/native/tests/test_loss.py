@@ -90,10 +90,25 @@ def test_a_label_without_a_chance_has_a_finite_loss(dtype: torch.dtype) -> None:
     assert large.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_of_a_piece_change_no_bit(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = (torch.randn(13, 50, generator=torch.Generator().manual_seed(0)) * 5).to(dtype)
+    target = torch.arange(13)
+    whole = logits.clone()
+    losses = loss.losses_and_grad_(whole, target, SCALE)
+    torch.testing.assert_close(losses, F.cross_entropy(logits.float(), target, reduction="none"))
+    exact = logits.float().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(plain_loss(exact, target, SCALE), exact)
+    torch.testing.assert_close(whole, gradient.to(dtype), rtol=1e-5 if dtype == torch.float32 else 0.01, atol=1e-6)
+    monkeypatch.setattr(loss, "BLOCK_BYTES", 4 * 50 * 4)
+    assert torch.equal(loss.losses_and_grad_(logits, target, SCALE), losses)
+    assert torch.equal(logits, whole)
+
+
 def test_pieces_are_bounded_by_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "PIECE_BYTES", 4 * 50 * 16)
     seen = []
-    logits_of = loss.logits_of
-    monkeypatch.setattr(loss, "logits_of", lambda piece, weight: seen.append(len(piece)) or logits_of(piece, weight))
+    products_of = loss.products_of
+    monkeypatch.setattr(loss, "products_of", lambda some, weight: seen.append(len(some)) or products_of(some, weight))
     head_loss(*inputs(40), SCALE)
     assert seen == [16, 16, 8]

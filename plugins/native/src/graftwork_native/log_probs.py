@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from graftwork_native.loss import Factors, add_grads, in_types, logits_of, pieces_of, room_for_grads, softmax_grad_
+from graftwork_native.loss import Factors, add_grads, in_types, losses_and_grad_, pieces_of, products_of, room_for_grads
 
 KEPT_BYTES = 128 << 20
 """Of the pieces' gradients so much is kept from the way forward to the way back; the others are made again."""
@@ -62,12 +62,12 @@ class HeadLogProbs(torch.autograd.Function):
         sums = torch.zeros(answers, dtype=torch.float32, device=labels.device)
         ctx.kept = {}
         for part, piece in pieces_of([factor.to(dtype) for factor in factors]):
-            logits = logits_of(*piece)  # [C, V]
+            logits = products_of(*piece)  # [C, V]
             # The same kernels with and without gradients: model and reference then agree to the bit.
-            sums.index_add_(0, owners[part], -softmax_grad_(logits, labels[part]))
+            sums.index_add_(0, owners[part], -losses_and_grad_(logits, labels[part]))
             room -= logits.numel() * dtype.itemsize
             if room >= 0:
-                ctx.kept[part.start] = logits.to(dtype)
+                ctx.kept[part.start] = logits
             del logits  # or they stood beside the next piece's
         ctx.into = into
         ctx.save_for_backward(labels, owners, *factors)
@@ -90,6 +90,6 @@ class HeadLogProbs(torch.autograd.Function):
 
 def piece_grad(piece: Factors, labels: torch.Tensor) -> torch.Tensor:
     """Softmax minus one-hot, [C, V]."""
-    logits = logits_of(*piece)
-    softmax_grad_(logits, labels)
-    return logits.to(piece[0].dtype)
+    logits = products_of(*piece)
+    losses_and_grad_(logits, labels)
+    return logits

@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 
 PIECE_BYTES = 64 << 20
-"""Size of one piece's float32 logits."""
+"""Size of one piece's logits, were they float32."""
+BLOCK_BYTES = 4 << 20
+"""Of a piece so much is in float32 at a time: what a CPU's cache holds while it goes over it again and again."""
 ADDED_BYTES = 16 << 20
 """So much of the float32 gradient of the head's weight is added to at once."""
 
@@ -46,7 +48,7 @@ def head_loss(
         loss: torch.Tensor = HeadLoss.apply(labels, scale, into, *factors)  # type: ignore[no-untyped-call]
         return loss
     losses = [
-        F.cross_entropy(logits_of(*piece), labels[part], reduction="sum")
+        losses_and_grad_(products_of(*piece), labels[part]).sum()
         for part, piece in pieces_of([factor.to(hidden.dtype) for factor in factors])
     ]
     return torch.stack(losses).sum() * scale
@@ -71,10 +73,15 @@ def piece_length(vocab_size: int) -> int:
 
 def logits_of(*factors: torch.Tensor) -> torch.Tensor:
     """[C, V] float32."""
+    return products_of(*factors).float()
+
+
+def products_of(*factors: torch.Tensor) -> torch.Tensor:
+    """The logits [C, V] in the type of the factors."""
     logits = factors[0] @ factors[1].T
     for left, right in zip(factors[2::2], factors[3::2], strict=True):
         logits.addmm_(left, right.T)
-    return logits.float()
+    return logits
 
 
 class HeadLoss(torch.autograd.Function):
@@ -88,9 +95,9 @@ class HeadLoss(torch.autograd.Function):
         grads = room_for_grads(cast, ctx.needs_input_grad[3:], into)
         total = torch.zeros((), dtype=torch.float32, device=labels.device)
         for part, piece in pieces_of(cast):
-            logits = logits_of(*piece)
-            total += softmax_grad_(logits, labels[part]).sum()
-            add_grads(grads, part, logits.mul_(scale).to(cast[0].dtype), piece)
+            logits = products_of(*piece)
+            total += losses_and_grad_(logits, labels[part], scale).sum()
+            add_grads(grads, part, logits, piece)
             del logits  # or they stood beside the next piece's
         ctx.in_place = into is not None
         ctx.save_for_backward(*(None if grad is into else grad for grad in grads))
@@ -157,8 +164,23 @@ def in_types(grads: Sequence[torch.Tensor | None], dtypes: Sequence[torch.dtype]
     return [None if grad is None else grad.to(dtype) for grad, dtype in zip(grads, dtypes, strict=True)]
 
 
+def losses_and_grad_(logits: torch.Tensor, labels: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """Turns ``logits`` [C, V] of any type into the gradient of their cross-entropy times ``scale``, in place.
+
+    Gives the cross-entropy of each of the C labels. All of it is computed in float32.
+    """
+    size = len(logits) if logits.is_cuda else max(1, BLOCK_BYTES // (4 * logits.shape[1]))
+    losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    for start in range(0, len(logits), size or 1):
+        rows = slice(start, start + size)
+        block = logits[rows].float()
+        losses[rows] = softmax_grad_(block, labels[rows])
+        logits[rows] = block.mul_(scale)
+    return losses
+
+
 def softmax_grad_(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Turns ``logits`` [C, V] into the gradient of their cross-entropy, softmax minus one-hot, in place.
+    """Turns float32 ``logits`` [C, V] into the gradient of their cross-entropy, softmax minus one-hot, in place.
 
     Gives the cross-entropy of each of the C labels.
     """
