@@ -79,6 +79,8 @@ class Live(TorchDispatchMode):
             return args[0].fake_device  # two thirds of all calls, and none makes anything
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1.0 if args[0].is_floating_point() else 1  # a number is asked for, and a fake tensor has none
+        if func is torch.ops.aten.index.Tensor:
+            args = (args[0], [number for index in args[1] for number in taking_all(index)])
         result = func(*args, **(kwargs or {}))
         name = str(func)
         for leaf in tree_leaves(result):
@@ -128,3 +130,10 @@ class Live(TorchDispatchMode):
         if name == "aten._to_copy.default" and tensor.shape in self.weights:
             return "copies of weights"
         return self.part
+
+
+def taking_all(index: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """For a mask, of which nobody knows how much it takes, numbers that take everything: one for each dimension."""
+    if index is None or index.dtype is not torch.bool:
+        return [index]
+    return [torch.empty(index.numel(), dtype=torch.long, device=index.device) for _ in index.shape]
