@@ -169,7 +169,8 @@ def test_without_data_and_tokenizer(write_config: WriteConfig, tmp_path: Path) -
     (tmp_path / "train.jsonl").unlink()
     report = check_run(str(path))
     assert [part.name for part in report.parts][-1] == "resume"
-    assert any("gone" in text for text in texts(report, "template", "error"))
+    assert any("there is no folder" in text and "gone" in text for text in texts(report, "configuration", "error"))
+    assert texts(report, "template", "note") == ["no tokenizer: see Configuration"]
     assert texts(report, "resume", "ok") == [f"{tmp_path / 'out'} holds no run: this one begins at step 0"]
 
 
@@ -192,6 +193,88 @@ def test_a_folder_with_a_run(write_config: WriteConfig, tmp_path: Path) -> None:
     assert other.facts["accepted"] is False
     assert other.facts["differences"] == ["training.learning_rate was 5e-05, is 0.5"]
     assert sorted(folder.iterdir()) == before
+
+
+BROKEN = {
+    "a wrong path": ["data.train.datasets[0].dataset_path=rowz.jsonl"],
+    "an unknown dataset": ["data.train.datasets[0].dataset_name=text_stf"],
+    "a wrong template": ["model.chat_template=nonsense"],
+    "a misspelt field": ["training.max_stepz=3"],
+    "a bad family": ["model.family=lama"],
+    "a model that is not there": ["model.model_name=./gone"],
+    "a trainer without a plugin": ["training.trainer_type=NOBODYS"],
+    "an optimizer without a plugin": ["training.optimizer=nobodys"],
+    "a bad resume": ["training.resume_from_checkpoint=nowhere"],
+    "absent modules": ["training.use_peft=true", "peft.lora_target_modules=[nope_proj]"],
+    "rows that are too long": ["model.model_max_length=8", "data.train.over_long=error"],
+}
+
+
+@pytest.mark.parametrize("overrides", BROKEN.values(), ids=BROKEN)
+def test_a_mistake_is_said_once(write_config: WriteConfig, overrides: list[str]) -> None:
+    """The part that comes upon it again says where it stands; three times one mistake looks like three."""
+    report = check_run(str(write_config(ROWS)), overrides)
+    errors = [line.text for part in report.parts for line in part.lines if line.status == "error"]
+    assert len(errors) == 1, errors
+    said = [line.text for part in report.parts for line in part.lines]
+    tail = errors[0].rpartition(": ")[2]
+    assert sum(tail in text for text in said) == 1
+
+
+def test_an_empty_file_is_called_empty(write_config: WriteConfig) -> None:
+    (said,) = texts(check_run(str(write_config([]))), "data", "error")
+    assert said.endswith("train.jsonl: it is empty; give a file with at least one row")
+
+
+def test_two_fields_that_are_wrong_alike_are_two_mistakes(write_config: WriteConfig) -> None:
+    report = check_run(str(write_config(ROWS)), ["training.learning_rate=a lot", "training.weight_decay=a lot"])
+    assert len(texts(report, "configuration", "error")) == 2
+
+
+def test_the_rows_of_a_small_json_file_are_counted(write_config: WriteConfig, tmp_path: Path) -> None:
+    """How far into its bytes the sample goes is not known there, and all of it lies in memory anyway."""
+    rows = [chat(f"{number:04}", "yes") for number in range(500)]
+    path = write_config(rows)
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    report = check_run(str(path), [f"data.train.datasets[0].dataset_path={tmp_path / 'train.json'}"])
+    (facts,) = part(report, "data").facts["splits"]["train"]
+    assert (facts["read"], facts["all_rows"]) == (200, 500)
+    assert any("200 of 500 rows read, 200 used" in text for text in texts(report, "data", "ok"))
+    (of_lines,) = part(check_run(str(path)), "data").facts["splits"]["train"]
+    assert of_lines["all_rows"] == 500
+    one = len("<user>0000\n") + len("yes") + 1
+    steps = part(report, "steps").facts
+    assert (steps["tokens_per_epoch"], steps["steps_per_epoch"], steps["steps"]) == (500 * one, 250, 500)
+    assert any("about 500 steps; an epoch has about 250" in text for text in texts(report, "steps", "ok"))
+
+
+def test_the_file_needs_no_option(write_config: WriteConfig, graft: Graft) -> None:
+    path = write_config(ROWS)
+    code, out, _ = graft("check", path, "training.max_steps=3")
+    assert code == 0
+    assert " 3 steps; an epoch has 3" in out
+    assert graft("preview", "data", path, "--rows", "1") == graft("preview", "data", "-c", path, "--rows", "1")
+    code, _, err = graft("check", "training.seed=1")
+    assert (code, "no configuration: graft check -c run.yaml" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("check", "RUN", "--jsn"), "there is no option --jsn; did you mean --json?"),
+        (("train", "RUN", "--resum"), "there is no option --resum; did you mean --resume?"),
+        (("train", "--resum", "-c", "RUN"), "there is no option --resum; did you mean --resume?"),
+        (("train", "RUN", "--nproc-per-nod=2"), "there is no option --nproc-per-nod; did you mean --nproc-per-node?"),
+        (("train", "RUN", "--max-steps", "3"), "did you mean training.max_steps=3?"),
+        (("train", "RUN", "--max-step=3"), "did you mean training.max_steps=3?"),
+        (("train", "RUN", "--lr", "3"), "did you mean training.learning_rate?"),
+    ],
+)
+def test_a_misspelt_option(write_config: WriteConfig, graft: Graft, words: tuple[str, ...], hint: str) -> None:
+    path = write_config(ROWS)
+    code, _, err = graft(*(path if word == "RUN" else word for word in words))
+    assert code == 2
+    assert hint in err
 
 
 def test_the_command(write_config: WriteConfig, graft: Graft) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from graftwork.check.configuration import configuration_part
 from graftwork.check.data import data_part
 from graftwork.check.memory import memory_part
-from graftwork.check.report import Part, Report
+from graftwork.check.report import Part, Report, said_once
 from graftwork.check.resume import resume_part
 from graftwork.check.steps import steps_part
 from graftwork.check.subject import SAMPLE, Subject, reason_of
@@ -38,15 +38,16 @@ def check_run(path: str, overrides: Sequence[str] = (), *, limit: int | None = S
     """
     with quiet():
         config, problems = inspect_config(path, overrides)
-        subject = Subject.of(config, limit)
+        subject = Subject.of(config, limit, mistakes=tuple(problems.values()))
         parts = [configuration_part(config, problems)]
         for name, make in PARTS.items():
             try:
                 parts.append(make(subject))
             except Exception as error:
                 broken = Part(name, name.capitalize())
-                broken.note(f"not looked at: {reason_of(error)}")
+                broken.note(f"not looked at: {reason_of(error)}", cause=reason_of(error))
                 parts.append(broken)
+        said_once(parts)
     return Report(path, tuple(parts))
 
 

@@ -8,16 +8,17 @@ from graftwork.check.report import Part
 from graftwork.config.checks import notices_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from graftwork.config import RunConfig
+    from graftwork.config.problems import Problem
 
 
-def configuration_part(config: RunConfig, problems: Sequence[str]) -> Part:
-    """One line for each mistake, or what the configuration comes to."""
+def configuration_part(config: RunConfig, problems: Mapping[str, Problem]) -> Part:
+    """One line for each mistake, or what the configuration comes to. ``problems``: as ``inspect_config`` gives them."""
     part = Part("configuration", "Configuration", facts={"problems": list(problems)})
-    for problem in problems:
-        part.error(problem)
+    for said, problem in problems.items():
+        part.error(said, cause=problem.text)
     for notice in notices_of(config):
         part.warn(notice)
     training = config.training
@@ -27,5 +28,7 @@ def configuration_part(config: RunConfig, problems: Sequence[str]) -> Part:
     if not problems:
         part.ok(f"{training.trainer_type} trains {what} of {config.model.model_name} on {names}")
     if problems:
-        part.note("the parts below take the default for what is wrong")
+        part.note(
+            "the parts below take the default of a wrong field, and do without what a wrong name or place stands for"
+        )
     return part

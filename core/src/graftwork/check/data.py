@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from graftwork.check.subject import DatasetSample, Subject
+    from graftwork.data.account import Account
     from graftwork.data.samples import Sample
 
 
@@ -33,7 +34,7 @@ def described(part: Part, split: str, found: DatasetSample) -> dict[str, Any]:
     account = found.account
     lengths = length_facts([sample.longest for sample in found.samples])
     if account.read:
-        counts = f"{split}: {found.name}: {account.read:,} rows read, {account.used:,} used"
+        counts = f"{split}: {found.name}: {read_of(found)} rows read, {account.used:,} used"
         further = {"rejected": account.rejected, "dropped": account.dropped, "cut short": account.truncated}
         counts += "".join(f", {rows_of(kinds):,} {what}" for what, kinds in further.items() if kinds)
         (part.warn if any(further.values()) else part.ok)(counts)
@@ -44,20 +45,33 @@ def described(part: Part, split: str, found: DatasetSample) -> dict[str, Any]:
             f"{lengths['median']:,}, 95% up to {lengths['p95']:,}"
         )
     if found.trouble:
-        part.error(f"{split}: {found.name}: {found.trouble}")
-    elif not account.used:
+        say = part.note if found.said else part.error
+        say(f"{split}: {found.name}: {found.trouble}", cause=found.trouble)
+    elif not account.read:
+        part.error(f"{split}: {found.name}: it is empty; give a file with at least one row")
+    elif not account.used and not too_many_rejected(account):
         part.error(f"{split}: {found.name}: no row of the sample can be used")
     facts = {**account.to_plain(), "all_rows": found.rows, "estimated": found.estimated, "lengths": lengths}
     return {**facts, "trouble": found.trouble}
 
 
+def read_of(found: DatasetSample) -> str:
+    """``200 of about 1,000``."""
+    if found.whole or found.rows is None:
+        return f"{found.account.read:,}"
+    return f"{found.account.read:,} of {'' if found.counted else 'about '}{found.rows:,}"
+
+
+def too_many_rejected(account: Account) -> bool:
+    """Whether the run would not begin."""
+    limit = account.max_rejected
+    return rows_of(account.rejected) > (limit * account.read if limit < 1 else limit)
+
+
 def say_reasons(part: Part, found: DatasetSample) -> None:
     """Each cause once, with some of its places. Beyond ``max_rejected`` the run would not begin."""
     account = found.account
-    rejected = rows_of(account.rejected)
-    limit = account.max_rejected
-    allowed = limit * account.read if limit < 1 else limit
-    say = part.error if rejected > allowed else part.warn
+    say = part.error if too_many_rejected(account) else part.warn
     for line in listed(account.rejected):
         say(f"rejected: {line}")
     for what, kinds in (("dropped", account.dropped), ("cut short", account.truncated)):

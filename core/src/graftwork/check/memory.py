@@ -36,7 +36,7 @@ def memory_part(subject: Subject) -> Part:
     try:
         forecast = forecast_of(subject)
     except Exception as error:
-        part.note(f"not forecast for {name}: {reason_of(error)}")
+        part.note(f"not forecast for {name}: {reason_of(error)}", cause=reason_of(error))
     part.facts |= {"forecast": None if forecast is None else as_plain(forecast), "available": available()}
     if forecast is not None:
         say_forecast(part, forecast)

@@ -71,5 +71,8 @@ def count_steps(part: Part, subject: Subject, loader: IndexedLoader, blocks: int
     if total:
         about = "about " if part.facts["estimated"] and training.max_steps <= 0 else ""
         warmup = training.warmup_steps or ceil((training.warmup_ratio or 0) * total)
-        part.ok(f"{about}{total:,} steps" + (f", {warmup:,} of them warm-up" if warmup else ""))
+        text = f"{about}{total:,} steps" + (f", {warmup:,} of them warm-up" if warmup else "")
+        if epoch := part.facts["steps_per_epoch"]:
+            text += f"; an epoch has {'about ' if part.facts['estimated'] else ''}{epoch:,}"
+        part.ok(text)
         part.facts["warmup_steps"] = warmup

@@ -5,23 +5,27 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork.config import plugin_params
+from graftwork.config.names import known
+from graftwork.config.problems import MISSING
 from graftwork.data.account import Account
 from graftwork.data.encoders import LoadRequest, encoder_for, load_request, open_source, schema_of
 from graftwork.data.lengths import prepare
-from graftwork.data.names import look_up
+from graftwork.data.names import Datasets, look_up
+from graftwork.data.prepare import weight
 from graftwork.errors import GraftworkError
 from graftwork.registry import get_registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from pydantic import BaseModel
 
     from graftwork.config import DatasetParams, DatasetSplitParams, RunConfig
+    from graftwork.config.problems import Problem
     from graftwork.data.batch import Row as TensorRow
     from graftwork.data.indexed import IndexedLoader
     from graftwork.data.readers import Row
@@ -30,12 +34,15 @@ if TYPE_CHECKING:
 
 SAMPLE = 200
 """Rows of each dataset that are looked at unless all are asked for."""
+COUNTED = 64 << 20
+"""Bytes up to which the rows of files are counted that do not tell how many there are: that takes a second or two."""
 
 
 @dataclass(slots=True)
 class DatasetSample:
-    """The first rows of one dataset. ``rows`` is how many it has in all, None where that is not known;
-    ``trouble`` why it could not be read to the end.
+    """The first rows of one dataset. ``rows`` is how many it has in all, None where that is not known, and
+    ``counted`` whether they were counted; ``trouble`` why it could not be read to the end, and ``said`` whether another
+    part says what is wrong.
     """
 
     name: str
@@ -43,13 +50,17 @@ class DatasetSample:
     samples: list[Sample] = field(default_factory=list)
     whole: bool = False
     rows: int | None = None
+    counted: bool = False
     estimated: bool = False
     trouble: str | None = None
+    said: bool = False
 
 
 @dataclass(slots=True)
 class Subject:
-    """The configuration with what it names, each thing looked up once. ``limit``: rows of a dataset, None for all."""
+    """The configuration with what it names, each thing looked up once. ``limit``: rows of a dataset, None for all;
+    ``mistakes``: those of the configuration.
+    """
 
     config: RunConfig
     limit: int | None = SAMPLE
@@ -58,11 +69,14 @@ class Subject:
     family: ModelFamily | None = None
     stop_ids: frozenset[int] = frozenset()
     splits: dict[str, list[DatasetSample]] = field(default_factory=dict)
+    mistakes: tuple[Problem, ...] = ()
 
     @classmethod
-    def of(cls, config: RunConfig, limit: int | None, only: str | None = None) -> Subject:
+    def of(
+        cls, config: RunConfig, limit: int | None, only: str | None = None, *, mistakes: tuple[Problem, ...] = ()
+    ) -> Subject:
         """Loads the tokenizer and reads the data (of the split ``only``); what fails is remembered as a reason."""
-        subject = cls(config, limit)
+        subject = cls(config, limit, mistakes=mistakes)
         subject._load_tokenizer()
         for name, split in config.data.splits().items():
             if split.datasets and only in (None, name):
@@ -105,17 +119,31 @@ class Subject:
     def _sample(self, split: DatasetSplitParams, params: DatasetParams) -> DatasetSample:
         name = params.dataset_path or params.dataset_name
         found = DatasetSample(str(name), Account(str(name), split.max_rejected))
+        if self._is_wrong(params):
+            found.trouble, found.said = "it is not read: the configuration names it wrongly, as is said above", True
+            return found
         try:
             self._read(found, split, params)
         except Exception as error:
             found.trouble = reason_of(error)
         return found
 
+    def _is_wrong(self, params: DatasetParams) -> bool:
+        """Whether there is no such dataset, or no such file, and the configuration's mistakes say so."""
+        path, name = params.dataset_path, params.dataset_name
+        gone = {
+            "dataset_name": known(Datasets(), name) is None,
+            "dataset_path": path is None or not Path(path).exists(),
+        }
+        values = {"dataset_name": name, "dataset_path": path if path is not None else MISSING}
+        wrong = [(problem.path[-1], problem.value) for problem in self.mistakes]
+        return any(gone[field] and (field, values[field]) in wrong for field in values)
+
     def _read(self, found: DatasetSample, split: DatasetSplitParams, params: DatasetParams) -> None:
         spec, options = look_up(params)
         source = open_source(params, spec, options)
         if self.tokenizer is None:
-            found.trouble = "its rows cannot become tokens, as there is no tokenizer (the next part says why)"
+            found.trouble, found.said = "its rows cannot become tokens, as there is no tokenizer", True
             return
         request = self.request(split)
         encode = encoder_for(spec, options, request)
@@ -128,6 +156,9 @@ class Subject:
             last = row
         found.whole = self.limit is None or next(rows, None) is None
         found.rows = found.account.read if found.whole else estimated_rows(source.files, last, found.account.read)
+        if found.rows is None and source.files and weight(source) <= COUNTED:
+            # The row that told that there are more is one of them.
+            found.rows, found.counted = found.account.read + 1 + sum(1 for _ in rows), True
         found.estimated = not found.whole
 
     def loader(self, name: str = "train") -> IndexedLoader | None:

@@ -28,7 +28,7 @@ def support_part(subject: Subject) -> Part:
         try:
             question(part, subject)
         except Exception as error:
-            part.error(f"{name}: {reason_of(error)}")
+            part.error(f"{name}: {reason_of(error)}", cause=reason_of(error))
     return part
 
 

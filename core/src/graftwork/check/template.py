@@ -22,7 +22,7 @@ def template_part(subject: Subject) -> Part:
     """The rules of a template, tried on built-in conversations and on the data's; then the mask of one sample."""
     part = Part("template", "Chat template and what is trained")
     if subject.tokenizer is None:
-        part.error(f"no tokenizer: {subject.tokenizer_trouble}")
+        part.error(f"no tokenizer: {subject.tokenizer_trouble}", cause=subject.tokenizer_trouble)
         return part
     if subject.schema == "text":
         part.ok("documents need no template; every token of them is trained")
@@ -68,7 +68,7 @@ def conversations(subject: Subject) -> Iterator[tuple[str, dict[str, Any]]]:
                 return
             if row.where in wanted:
                 wanted.remove(row.where)
-                field = getattr(options, "messages_field", "messages")
+                field = getattr(options, "messages_field", None)
                 yield row.where, {"messages": to_conversation(row, field).messages, "tools": tools_of(row)}
 
 

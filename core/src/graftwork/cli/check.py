@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from graftwork.cli.arguments import configuration
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -20,12 +22,12 @@ SHOWN = 12
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("-c", "--config", "path", required=True, type=click.Path(dir_okay=False), help="The configuration.")
+@click.option("-c", "--config", "path", type=click.Path(dir_okay=False), help="The configuration; -c may be left out.")
 @click.option("--all", "every", is_flag=True, help="Look at every row, not only the first 200 of each dataset.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def check(ctx: click.Context, path: str, every: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
+def check(ctx: click.Context, path: str | None, every: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Say everything about a run that can be known before it begins.
 
     Mistakes, rows that cannot be used, what exactly is trained, steps, memory, disk: no weights are loaded and no GPU
@@ -34,6 +36,7 @@ def check(ctx: click.Context, path: str, every: bool, as_json: bool, overrides: 
     from graftwork.check.check import check_run
     from graftwork.check.subject import SAMPLE
 
+    path, overrides = configuration(ctx, path, overrides)
     report = check_run(path, overrides, limit=None if every else SAMPLE)
     if as_json:
         click.echo(json.dumps(report.to_plain(), indent=2, ensure_ascii=False, default=str))

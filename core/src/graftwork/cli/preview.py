@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from graftwork.cli.arguments import configuration
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -34,12 +36,15 @@ def preview() -> None:
 
 
 @preview.command("data", context_settings={"ignore_unknown_options": True})
-@click.option("-c", "--config", "path", required=True, type=click.Path(dir_okay=False), help="The configuration.")
+@click.option("-c", "--config", "path", type=click.Path(dir_okay=False), help="The configuration; -c may be left out.")
 @click.option("--rows", type=click.IntRange(min=1), default=3, show_default=True, help="So many samples.")
 @click.option("--split", default="train", show_default=True, help="train, validation or test.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON, with every token's id.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
-def data(path: str, rows: int, split: str, as_json: bool, overrides: tuple[str, ...]) -> None:
+@click.pass_context
+def data(
+    ctx: click.Context, path: str | None, rows: int, split: str, as_json: bool, overrides: tuple[str, ...]
+) -> None:
     """Show the first samples of a split as the model gets them.
 
     Each line is a stretch of tokens with its role and its places in the sample; bold and marked + is what is trained.
@@ -48,6 +53,7 @@ def data(path: str, rows: int, split: str, as_json: bool, overrides: tuple[str, 
     from graftwork.check.preview import preview as blocks_of
     from graftwork.config import load_config
 
+    path, overrides = configuration(ctx, path, overrides)
     blocks = blocks_of(load_config(path, overrides), split, rows)
     if as_json:
         plain = [[sample.to_plain() for sample in block] for block in blocks]

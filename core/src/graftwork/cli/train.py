@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from graftwork.errors import DataError, UsageError
+from graftwork.cli.arguments import configuration
+from graftwork.errors import DataError
 
 if TYPE_CHECKING:
     from graftwork.training import TrainResult
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     help="Train as so many processes of this machine (one for each GPU).",
 )
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
-def train(path: str | None, resume: bool, nproc_per_node: int, overrides: tuple[str, ...]) -> None:
+@click.pass_context
+def train(ctx: click.Context, path: str | None, resume: bool, nproc_per_node: int, overrides: tuple[str, ...]) -> None:
     """Train a model as a configuration file says.
 
     OVERRIDES change single values: training.max_steps=10 model.model_name=./mine
@@ -33,7 +35,7 @@ def train(path: str | None, resume: bool, nproc_per_node: int, overrides: tuple[
     """
     from graftwork.config import load_config
 
-    path, overrides = _configuration(path, overrides)
+    path, overrides = configuration(ctx, path, overrides)
     config = load_config(path, overrides)
     if nproc_per_node > 1:
         from graftwork.launch.local import launch
@@ -56,16 +58,6 @@ def train(path: str | None, resume: bool, nproc_per_node: int, overrides: tuple[
         raise SystemExit(128 + result.interrupted_by)
     for line in summary(result) if main else ():
         click.echo(line)
-
-
-def _configuration(path: str | None, words: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """The file and the overrides: without ``-c`` the file is the first word."""
-    if path is not None:
-        return path, words
-    first = words[0] if words else ""
-    if not first or first.startswith("-") or "=" in first:
-        raise UsageError("no configuration: graft train -c run.yaml (graft recipes ls shows some to begin with)")
-    return first, words[1:]
 
 
 def summary(result: TrainResult) -> list[str]:

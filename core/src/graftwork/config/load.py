@@ -56,8 +56,9 @@ def load_config(
 
 def inspect_config(
     path: str | os.PathLike[str], overrides: Sequence[str] = (), *, env: Mapping[str, str] | None = None
-) -> tuple[RunConfig, list[str]]:
-    """As :func:`load_config`, but with the mistakes beside the configuration, in which what is wrong has its default.
+) -> tuple[RunConfig, dict[str, Problem]]:
+    """As :func:`load_config`, but with the mistakes, as they are said, beside the configuration, in which what is
+    wrong has its default.
 
     Raises :class:`graftwork.errors.UsageError` where there is no YAML to look at.
     """
@@ -68,7 +69,7 @@ def inspect_config(
     read_overrides(draft, overrides)
     config, problems = _validate(draft)
     ordered = sorted(problems, key=lambda problem: _order(problem.place(draft.origins)))
-    return config, [problem.render(draft.origins) for problem in ordered]
+    return config, {problem.render(draft.origins): problem for problem in ordered}
 
 
 def _refuse_components(data: Any, path: str | os.PathLike[str]) -> None:
