@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 WARM_UP = 3
 METHODS: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -23,8 +23,19 @@ METHODS: dict[str, tuple[str, dict[str, Any], int]] = {
 """The trainer, its reader, and how many conversations or packed rows a step has."""
 
 
-def main(model: str, data: str, steps: int, method: str = "sft") -> dict[str, Any]:
-    """Trains ``steps`` steps after the warm-up and times each from the end of the one before it."""
+def main(
+    model: str,
+    data: str,
+    steps: int,
+    method: str = "sft",
+    *,
+    after_step: Callable[[int], None] = lambda step: None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Trains ``steps`` steps after the warm-up and times each from the end of the one before it.
+
+    ``settings`` stand over those of the run's ``training``.
+    """
     from graftwork import DataParams, ModelParams, RunConfig, TrainingParams, train
 
     folder = Path(tempfile.mkdtemp())
@@ -32,6 +43,7 @@ def main(model: str, data: str, steps: int, method: str = "sft") -> dict[str, An
     lines: list[Mapping[str, float]] = []
 
     def listen(run: object, step: int, metrics: Mapping[str, float]) -> None:
+        after_step(step)
         ends.append(time.perf_counter())
         lines.append(metrics)
 
@@ -41,15 +53,18 @@ def main(model: str, data: str, steps: int, method: str = "sft") -> dict[str, An
         model=ModelParams(model_name=model),
         data=DataParams(train=split),
         training=TrainingParams(
-            trainer_type=trainer,
-            output_dir=str(folder / "run"),
-            max_steps=WARM_UP + steps,
-            per_device_train_batch_size=batch_size,
-            mixed_precision_dtype="bf16",
-            learning_rate=2e-5,
-            save_steps=0,
-            save_final_model=False,
-            enable_tensorboard=False,
+            **{
+                "trainer_type": trainer,
+                "output_dir": str(folder / "run"),
+                "max_steps": WARM_UP + steps,
+                "per_device_train_batch_size": batch_size,
+                "mixed_precision_dtype": "bf16",
+                "learning_rate": 2e-5,
+                "save_steps": 0,
+                "save_final_model": False,
+                "enable_tensorboard": False,
+                **settings,
+            }
         ),
     )
     train(config, listeners=[listen])
@@ -62,6 +77,7 @@ def main(model: str, data: str, steps: int, method: str = "sft") -> dict[str, An
         "tokens": [line["tokens"] for line in measured],
         "labels": [line["supervised_tokens"] for line in measured],
         "first_loss": lines[0]["loss"],
+        "first_norm": lines[0]["grad_norm"],
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "rss_before_bytes": record["before_model_bytes"],
     }

@@ -27,7 +27,13 @@ from assets import MODEL, prepare
 from contender_trl import SETTINGS
 
 HERE = Path(__file__).parent
-PARTS = {"fine-tuning": None, "pretraining": "pretrain.py", "preferences": "dpo.py", "preparing": "prepare.py"}
+PARTS = {
+    "fine-tuning": None,
+    "what each part gives": "ablation.py",
+    "pretraining": "pretrain.py",
+    "preferences": "dpo.py",
+    "preparing": "prepare.py",
+}
 """What is measured, and the script that does it; None is this one."""
 
 
