@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +18,9 @@ from graftwork.errors import GraftworkError, ModelError, UnknownNameError, Usage
 from graftwork.sources.cards import CardError, library, search_order
 from graftwork.sources.resolve import checkpoint_of, locate, resolve
 from graftwork.sources.web import fetch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PLUGIN = """
 from pathlib import Path
@@ -559,3 +563,48 @@ def test_nobodys_home(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GRAFTWORK_CARD_PATH")
     with pytest.raises(ModelError, match="~nobody-of-this-name/a: there is no such home folder"):
         resolve("~nobody-of-this-name/a")
+
+
+@pytest.fixture
+def lock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """``lock(folder)``: neither listed nor entered any more. By hand, as nothing is locked for an administrator."""
+
+    def refuse(folder: Path) -> None:
+        for name in ("scandir", "stat"):
+            real = getattr(os, name)
+
+            def locked(path: Any, *args: Any, real: Any = real, name: str = name, **kwargs: Any) -> Any:
+                if Path(path).is_relative_to(folder) and (name == "scandir" or Path(path) != folder):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+                return real(path, *args, **kwargs)
+
+            monkeypatch.setattr(os, name, locked)
+
+    return refuse
+
+
+def test_a_folder_that_may_not_be_read_is_said(place: Any, lock: Any) -> None:
+    """The cards beside it are there, and an unknown name says where it may be."""
+    folder = place("own", "open.yaml", "name: seen\n").parent / "closed"
+    folder.mkdir()
+    place("own", "closed/a.yaml", "name: hidden\n")
+    lock(folder)
+    (said,) = library().mistakes()
+    assert said == (
+        f"cards: the folder {folder} cannot be read (Permission denied), so nobody knows what is in it: give your user "
+        "the right to list and enter it, or name another ($GRAFTWORK_CARD_PATH)"
+    )
+    assert "seen" in library()
+    with pytest.raises(UnknownNameError, match=r"the folder .*closed cannot be read"):
+        resolve("card:hidden")
+
+
+@pytest.mark.parametrize("inner", ["cards", "a.yaml"])
+def test_a_place_within_a_folder_that_may_not_be_entered(
+    tmp_path: Path, lock: Any, monkeypatch: pytest.MonkeyPatch, inner: str
+) -> None:
+    monkeypatch.setenv("GRAFTWORK_CARD_PATH", str(tmp_path / "closed" / inner))
+    (tmp_path / "closed").mkdir()
+    lock(tmp_path / "closed")
+    (said,) = library().mistakes()
+    assert f"{tmp_path / 'closed' / inner} cannot be read (Permission denied)" in said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import os
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -83,9 +85,13 @@ def documents_of(path: Path, label: str) -> tuple[list[Document], list[Mistake]]
     """Every card under a folder, or in a file, and what could not be read at all. ``label`` says who names it."""
     documents: list[Document] = []
     mistakes: list[Mistake] = []
-    if not path.exists():
+    if not may_be_there(path):
         return [], [Mistake(f"cards: there is no folder or file {path} ({label} names it)")]
-    for file in [path] if path.is_file() else sorted(path.rglob("*.y*ml")):
+    files, locked = card_files(path)
+    for error in locked:
+        text = f"cards: the folder {error.filename} cannot be read ({error.strerror}), so nobody knows what is in it"
+        mistakes.append(Mistake(f"{text}: give your user the right to list and enter it, or name another ({label})"))
+    for file in files:
         try:
             state = file.stat()
             found, wrong = _parsed(file, state.st_mtime_ns, state.st_size)
@@ -95,6 +101,27 @@ def documents_of(path: Path, label: str) -> tuple[list[Document], list[Mistake]]
         documents += found
         mistakes += wrong
     return documents, mistakes
+
+
+def may_be_there(path: Path) -> bool:
+    """Whether there is such a file or folder, or it lies where nobody may look."""
+    try:
+        return path.exists()
+    except OSError:
+        return True
+
+
+def card_files(path: Path) -> tuple[list[Path], list[OSError]]:
+    """A file itself, or all YAML files under a folder, and why some folders in it cannot be listed."""
+    if os.path.isfile(path):  # noqa: PTH113 - which is an answer where the folder above may not be entered
+        return [path], []
+    locked: list[OSError] = []
+    found = [
+        Path(folder, name)
+        for folder, _, names in os.walk(path, onerror=locked.append)
+        for name in fnmatch.filter(names, "*.y*ml")
+    ]
+    return sorted(found), locked
 
 
 @lru_cache(maxsize=256)

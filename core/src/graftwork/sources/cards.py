@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from graftwork.errors import ModelError, UnknownNameError, UsageError, did_you_mean
 from graftwork.registry import get_registry
 from graftwork.sources import local, overrides
-from graftwork.sources.card_files import FIELDS, PLACES, Document, Mistake, documents_of, scheme_of
+from graftwork.sources.card_files import FIELDS, PLACES, Document, Mistake, documents_of, may_be_there, scheme_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -235,7 +235,7 @@ def search_order(environ: Mapping[str, str]) -> list[tuple[str, Path]]:
     shared = [*_of_user(environ), ("the system", _SYSTEM)]
     table = get_registry().asset_cards
     plugins = [(table.owner(name).distribution, spec.path) for name, spec in table.items()]
-    return [*own, *((label, path) for label, path in shared if path.exists()), *plugins]
+    return [*own, *((label, path) for label, path in shared if may_be_there(path)), *plugins]
 
 
 def _of_user(environ: Mapping[str, str]) -> list[tuple[str, Path]]:
