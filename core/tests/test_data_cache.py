@@ -176,6 +176,40 @@ def test_whatever_changes_a_sample_has_an_entry_of_its_own(folder: Path, rows: P
     assert len(entries(folder)) == 2
 
 
+def test_weights_hold_in_the_cache_and_when_packed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files that differ in nothing but the weights of answers are two entries, with other labels."""
+    tokenizer, found = make_tokenizer(), []
+    for name, weight in (("learned", 1), ("not", 0), ("silent", None)):
+        turns = [("user", None), ("assistant", weight), ("user", None), ("assistant", 1)]
+        rows = [
+            {"messages": [{"role": role, "content": f"{role[0]}{number}", "weight": told} for role, told in turns]}
+            for number in range(6)
+        ]
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        loader = load(path, tokenizer, pack=True, max_length=40)
+        steps = [row for step in take(loader, len(loader.plan(0).plan)) for row in step]
+        with monkeypatch.context() as patched:
+            no_reading(patched)
+            again = load(path, tokenizer, pack=True, max_length=40)
+        assert contents(again) == contents(loader)
+        assert max(len(row.segment_lengths) for row in steps) > 1, name
+        found.append(
+            (
+                [row.input_ids.tolist() for row in steps],
+                "".join(tokenizer.decode(np.concatenate([r.labels for r in steps])).split()),
+            )
+        )
+    learned, left_out, silent = found
+    assert learned == silent
+    assert learned[0] == left_out[0]
+    assert learned[1] == "".join(f"a{number}<end>" * 2 for number in range(6))
+    assert left_out[1] == "".join(f"a{number}<end>" for number in range(6))
+    assert len(entries(folder)) == 3
+
+
 def test_what_changes_no_sample_shares_the_entry(folder: Path, rows: Path) -> None:
     load(rows)
     load(rows, seed=2, batch_size=3, pack=True, dataset={"shuffle": True, "sample_count": 5})

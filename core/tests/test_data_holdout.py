@@ -46,7 +46,7 @@ def both(data: DataParams) -> tuple[list[Row], list[Row]]:
 
 
 def said(row: Row) -> str:
-    return to_conversation(row).to_json()
+    return str([(message.role.value, message.text, message.tool_calls) for message in to_conversation(row).messages])
 
 
 def shared(train: list[str], validation: list[str]) -> int:
@@ -82,6 +82,9 @@ def test_each_row_is_on_one_side_and_a_doubled_set_is_split_alike(tmp_path: Path
     assert shared([said(row) for row in train2], [said(row) for row in validation2]) == 0
 
 
+ANSWER = {"role": "assistant", "content": "A"}
+
+
 def test_records_are_identical_in_what_they_say(tmp_path: Path) -> None:
     """Not in their number, the order of their fields or the shape they are written in."""
     spellings = [
@@ -90,9 +93,10 @@ def test_records_are_identical_in_what_they_say(tmp_path: Path) -> None:
         lambda n: {"messages": [{"role": "user", "content": f"Q{n}"}, {"content": "A", "role": "assistant"}]},
         lambda n: {"conversations": [{"from": "human", "value": f"Q{n}"}, {"from": "gpt", "value": "A"}]},
     ]
+    spellings.append(lambda n: {"messages": [{"role": "user", "content": f"Q{n}"}, {**ANSWER, "weight": 0}]})
     rows = [spell(number) for spell in spellings for number in range(40)]
     train, validation = both(data_of(write(tmp_path / "a.jsonl", rows), fraction=0.3))
-    assert set(Counter(map(said, validation)).values()) == {4}
+    assert set(Counter(map(said, validation)).values()) == {5}
     assert shared([said(row) for row in train], [said(row) for row in validation]) == 0
 
 

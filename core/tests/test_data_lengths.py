@@ -189,6 +189,24 @@ def test_what_cannot_be_cut_is_dropped_with_its_reason(messages: list[dict[str, 
     assert outcome.reason.endswith("tokens, but a sample may have 40)")
 
 
+def test_what_is_left_of_a_long_row_has_to_be_trained() -> None:
+    """Of answers of weight 0 nothing is learned, whether they fit or would have to be cut."""
+    encode = encoder_of(bytes_tokenizer(PLAIN))
+    short, long = ({"role": "assistant", "content": "so " * count} for count in (2, 60))
+    asked = {"role": "user", "content": "Q"}
+    for first, reason in (
+        ({**short, "weight": 0}, "too long, and no answer that fits is trained: "),
+        ({**long, "weight": 0}, "too long, and its first answer, which would be cut, has weight 0 ("),
+    ):
+        found = prepare(row([asked, first, asked, long]), encode, 120, "truncate")
+        assert (found.sample, found.verdict) == (None, "dropped")
+        assert found.reason.startswith(reason)
+    found = prepare(row([asked, short, asked, {**long, "weight": 0}]), encode, 120, "truncate")
+    assert found.verdict == "truncated"
+    found = prepare(row([asked, {**long, "weight": 0}]), encode, 1000, "truncate")
+    assert (found.verdict, found.reason) == ("dropped", "nothing to learn: it is empty, or no token of it is trained")
+
+
 def test_documents_have_no_limit_here_and_empty_ones_teach_nothing() -> None:
     encode = text_encoder(bytes_tokenizer(HEADERS), "text")
     assert prepare(Row({"text": "x" * 99}, "a:1", (0, 1)), encode, None, "error").verdict == "used"

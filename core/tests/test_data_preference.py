@@ -113,6 +113,14 @@ def test_a_system_text_stays_before_whole_conversations() -> None:
         assert [m.content for m in (*pair.prompt, *pair.chosen, *pair.rejected)] == ["Be brief.", "2 + 2?", "4", "5"]
 
 
+def test_an_answer_of_weight_0_is_no_answer() -> None:
+    earlier = {**RIGHT, "weight": 0}
+    pair = to_pair(row(messages=[USER, earlier, USER], chosen=[{**RIGHT, "weight": 1}], rejected=[WRONG]))
+    assert [message.weight for message in (*pair.prompt, *pair.chosen)] == [None, 0, None, 1]
+    with pytest.raises(DataError, match=r"here:1: the answer in rejected has weight 0, and a pair is about"):
+        to_pair(row(messages=[USER], chosen=[RIGHT], rejected=[{**WRONG, "weight": 0}]))
+
+
 def test_an_answer_may_begin_with_another_question() -> None:
     more = {"role": "user", "content": "Sure?"}
     pair = to_pair(row(messages=[USER, RIGHT], chosen=[more, RIGHT], rejected=[more, WRONG]))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from graftwork.chat import encode_chat
 from graftwork.config import DatasetSplitParams
 from graftwork.data.account import Account
 from graftwork.data.blocks import Packer
@@ -234,6 +235,76 @@ def test_tools_that_would_be_left_out(tokenizer: Any, data: dict[str, Any], reas
 
 def sample_of(length: int, first_trained: int = 0, where: str = "rows.jsonl:7") -> Sample:
     return Sample(np.arange(length, dtype=np.int32), np.arange(length) >= first_trained, where)
+
+
+SAID = [(role, f"{role[0]}{number}") for number, role in enumerate(("user", "assistant", "user", "assistant") * 2)]
+UNMARKED = TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+MACRO = f"{{% macro turns(messages) %}}{TEMPLATE}{{% endmacro %}}{{{{ turns(messages) }}}}"
+COUNTED = TEMPLATE.replace(
+    "{% for message in messages %}", "{% for number in range(messages | length) %}{% set message = messages[number] %}"
+)
+
+
+def weighed(weights: Sequence[int | None]) -> list[dict[str, Any]]:
+    """A conversation whose answers have these weights."""
+    left = iter(weights)
+    messages = [{"role": role, "content": said} for role, said in SAID]
+    return [{**turn, "weight": next(left)} if turn["role"] == "assistant" else turn for turn in messages]
+
+
+def turns_of_transformers(able: Any) -> list[list[int]]:
+    """The places of each answer's tokens by transformers' own mask of the assistant's tokens."""
+    plain = [{"role": role, "content": said} for role, said in SAID]
+    mask = able.apply_chat_template(
+        plain, chat_template=TEMPLATE, return_assistant_tokens_mask=True, return_dict=True, tokenize=True
+    )["assistant_masks"]
+    places = [place for place, trained in enumerate(mask) if trained]
+    begins = [number for number, place in enumerate(places) if number == 0 or places[number - 1] != place - 1]
+    return [places[begin:end] for begin, end in zip(begins, [*begins[1:], len(places)], strict=True)]
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, UNMARKED, MACRO], ids=["marked", "by prefixes", "macro"])
+@pytest.mark.parametrize("target", ["all_assistant_turns", "final_assistant_turn"])
+@pytest.mark.parametrize("weights", [(1, 0, 1, None), (0, 1, 0, 1), (None, 1, 1, 0), (0, 0, 0, 0), (1, 1, 1, 1)])
+def test_an_answer_of_weight_0_is_not_learned(template: str, target: str, weights: Sequence[int | None]) -> None:
+    able = make_tokenizer(eos_token="<end>")
+    able.chat_template = template
+    encode = chat_encoder(able, DatasetSplitParams(train_target=target), None, frozenset({able.eos_token_id}), {})
+    plain = encode(row(messages=weighed([None] * 4)))
+    turns = turns_of_transformers(able)
+    wanted = [one for one, weight in zip(turns, weights, strict=True) if weight != 0]
+    if target == "final_assistant_turn":
+        wanted = [one for one in wanted if one == turns[-1]]
+    for _ in range(2):  # the second time there is a mould for the roles
+        sample = encode(row(messages=weighed(weights)))
+        assert sample.input_ids.tolist() == plain.input_ids.tolist(), "weights are not the template's"
+        assert np.flatnonzero(sample.trained).tolist() == [place for one in wanted for place in one]
+
+
+def test_answers_side_by_side_have_their_own_weights(tokenizer: Any) -> None:
+    encode = chat_encoder(tokenizer, DatasetSplitParams(), None, frozenset({tokenizer.eos_token_id}), {})
+    answers = [{"role": "assistant", "content": f"A{number}", "weight": number % 2} for number in range(4)]
+    sample = encode(row(messages=[{"role": "user", "content": "Q"}, *answers]))
+    assert tokenizer.decode(sample.input_ids[sample.trained]) == "A1<end>A3<end>"
+
+
+def test_a_template_that_does_not_tell_whose_answer_it_writes_takes_no_weights() -> None:
+    able = make_tokenizer(eos_token="<end>")
+    able.chat_template = COUNTED
+    encode = chat_encoder(able, DatasetSplitParams(), None, frozenset({able.eos_token_id}), {})
+    assert encode(row(messages=weighed([1] * 4))).trained.any()
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:7: chat template .* does not loop over the .* weight cannot be obeyed; take"
+    ):
+        encode(row(messages=weighed([1, 0, 1, 1])))
+
+
+def test_weights_of_plain_messages(tokenizer: Any) -> None:
+    ids, trained = encode_chat(weighed([0, 1, 0, 0]), tokenizer=tokenizer)
+    learned = [index for index, is_trained in zip(ids, trained, strict=True) if is_trained]
+    assert tokenizer.decode(learned) == "a3<end>"
+    with pytest.raises(DataError, match=r"the weight of message number 4 is 2; it is 0 \(not trained\) or 1"):
+        encode_chat(weighed([0, 2, 0, 0]), tokenizer=tokenizer)
 
 
 def test_documents_are_cut_into_windows() -> None:

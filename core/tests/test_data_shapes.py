@@ -116,6 +116,15 @@ def test_a_row_that_could_be_two_things_is_an_error(data: dict[str, Any], messag
     assert str(error.value).endswith("these differ; remove the fields that are not meant")
 
 
+def test_weights_are_read() -> None:
+    """0 and 1 as OpenAI has them; 0.0 and 1.0 are what a table makes of them where some are missing."""
+    weighed = [{**TALK[0], "weight": 0}, {**TALK[1], "weight": 0}, TALK[0], {**TALK[1], "weight": 1.0}]
+    for field, given in (("messages", weighed), ("conversations", [{**SHARED[0]}, {**SHARED[1], "weight": 0.0}])):
+        found = [message.weight for message in to_conversation(row({field: given})).messages]
+        assert found == ([0, 0, None, 1] if field == "messages" else [None, 0])
+    assert plain_turns(row({"messages": weighed})) is None
+
+
 def test_two_lists_of_turns_need_a_name() -> None:
     other = [*TALK, *TALK]
     for data in ({"messages": TALK, "conversations": other}, {"conversations": other, "messages": json.dumps(TALK)}):
@@ -270,7 +279,12 @@ def test_tools_that_are_described_by_themselves_are_put_where_templates_look() -
             {"conversations": [{"from": "function_call", "value": '{"arguments": {}}'}]},
             r"conversations\.0\.value: a function_call has a name and arguments; got '\{\"arguments\"",
         ),
-        ({"messages": [{**TALK[1], "weight": 0}]}, r"messages\.0\.weight: Extra inputs are not permitted \(got 0\)"),
+        *(
+            ({"messages": [{**TALK[1], "weight": bad}]}, rf"jsonl:7: messages\.0\.weight: .* 0 or 1 \(got {bad!r}\)")
+            for bad in (2, -1, 0.5, "1", True)
+        ),
+        ({"messages": [{**TALK[0], "weight": 1}, TALK[1]]}, r"messages\.0: .*weight 1 on a turn of user: only the a"),
+        ({"messages": [{**TALK[1], "train": 0}]}, r"messages\.0\.train: Extra inputs are not permitted \(got 0\)"),
         ({"messages": [{"role": "assistant", "tool_calls": "add"}]}, r"messages\.0\.tool_calls: .*\(got 'add'\)"),
         ({"conversations": SHARED[:1]}, r"no turn has the role assistant, so there is nothing to learn; remove"),
         ({"conversation": {"turns": []}}, r"conversation: Input should be a valid list \(got \{'turns': \[\]\}\)"),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Role(StrEnum):
@@ -48,7 +48,8 @@ class Message(BaseModel):
     """One turn. ``content`` is a text or a list of parts; a message that calls tools may be without.
 
     ``tool_calls`` are as OpenAI has them (``{"id": ..., "type": "function", "function": {"name": ..., "arguments":
-    ...}}``); ``tool_call_id`` is the call that a tool's message answers, and ``name`` the tool.
+    ...}}``); ``tool_call_id`` is the call that a tool's message answers, and ``name`` the tool. ``weight`` 0 of an
+    assistant's message says that it is not trained.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,6 +60,7 @@ class Message(BaseModel):
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    weight: Literal[0, 1] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -71,6 +73,20 @@ class Message(BaseModel):
     def _require_content(self) -> Message:
         if self.content is None and not self.tool_calls:
             raise ValueError("content is null, and there are no tool_calls: give one of them")
+        return self
+
+    @field_validator("weight", mode="before")
+    @classmethod
+    def _require_number(cls, weight: Any) -> Any:
+        """``true`` is equal to 1, and is none of OpenAI's weights."""
+        if isinstance(weight, bool):
+            raise ValueError("weight is 0 or 1")
+        return weight
+
+    @model_validator(mode="after")
+    def _require_trainable(self) -> Message:
+        if self.weight == 1 and self.role is not Role.ASSISTANT:
+            raise ValueError(f"weight 1 on a turn of {self.role}: only the assistant's turns are trained; remove it")
         return self
 
     @property

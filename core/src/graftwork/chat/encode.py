@@ -21,6 +21,7 @@ from graftwork.chat.render import (
 from graftwork.chat.roles import owner_at, owners
 from graftwork.chat.vocabulary import hf_tokenizer, vocabulary_of
 from graftwork.errors import DataError, UsageError, did_you_mean
+from graftwork.messages import Conversation, Message
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -56,7 +57,7 @@ class Written(NamedTuple):
     """A conversation as its template writes it: the text, its tokens and its ``{% generation %}`` blocks.
 
     ``foreign`` are the control tokens in the text that became plain text; ``messages`` and ``variables`` are what
-    the template was given.
+    the template was given. ``untrained`` are the numbers of the messages with weight 0.
     """
 
     template: TemplateSource
@@ -66,6 +67,7 @@ class Written(NamedTuple):
     tokens: Tokens
     blocks: list[tuple[int, str]]
     foreign: Sequence[Foreign]
+    untrained: frozenset[int] = frozenset()
 
 
 def encode_chat(
@@ -85,7 +87,8 @@ def encode_chat(
     name, a file or Jinja text, None is the tokenizer's own, else its family's where that fits.
     ``special_tokens_in_content`` says what becomes of a control token in a message: it is refused (``error``), plain
     text (``as_text``), or a control token (``allow``).
-    A conversation without an assistant turn has nothing to learn, and every place is False.
+    A conversation without an assistant turn has nothing to learn, and every place is False. An assistant's message
+    with ``weight`` 0 is not learnt.
     """
     written = write_chat(
         messages,
@@ -116,10 +119,9 @@ def encode_conversation(
     turn instead, which has to give a prefix of the whole. Raises :class:`~graftwork.errors.DataError` with the
     reason where there is nothing to train, a role is dropped, or the turns cannot be told for certain.
     """
-    rows = plain_messages(messages)
-    _require_assistant(rows)
+    _require_assistant(plain_messages(messages))
     written = write_chat(
-        rows,
+        messages,
         tokenizer=tokenizer,
         template=template,
         special_tokens_in_content=special_tokens_in_content,
@@ -188,12 +190,13 @@ def write_chat(
     write = _in_parts if found.encoding == "parts" else _whole
     written = write(found, rows, names, tokenizer, special_tokens_in_content)
     require_all_roles(found, rows, names, written.text)
-    return written
+    return written._replace(untrained=untrained_of(messages))
 
 
 def with_mask(written: Written, tokenizer: Any, train_target: TrainTarget | str) -> EncodedChat:
     """The tokens with the mask of the assistant's turns."""
     spans = [] if _writes_no_answer(written) else marked_spans(written.text, written.blocks)
+    marked = spans is not None
     if spans is None:
         spans = spans_by_prefixes(
             written.template,
@@ -204,7 +207,11 @@ def with_mask(written: Written, tokenizer: Any, train_target: TrainTarget | str)
             lambda part: _encode_like(written, part, vocabulary_of(tokenizer)),
         )
     _require_single_bos(written.tokens.ids, tokenizer)
-    return _encoded(written.text, written.tokens, wanted_spans(spans, train_target))
+    wanted = wanted_spans(spans, train_target)
+    if written.untrained:
+        left = _left_of_marked(written) if marked else _left_of_turns(written, spans)
+        wanted = [span for span in left if any(start <= span[0] and span[1] <= end for start, end in wanted)]
+    return _encoded(written.text, written.tokens, wanted)
 
 
 def check_turns(encoded: EncodedChat, stop_ids: Collection[int], tokenizer: Any = None) -> EncodedChat:
@@ -330,6 +337,37 @@ def marked_spans(text: str, blocks: list[tuple[int, str]]) -> list[Span] | None:
         elif block:
             spans.append((start, end))
     return spans or None
+
+
+def untrained_of(messages: Messages) -> frozenset[int]:
+    """The numbers of the messages with ``weight`` 0 (OpenAI's fine-tuning format). Raises
+    :class:`~graftwork.errors.DataError` at one that is neither 0 nor 1.
+    """
+    listed = messages.messages if isinstance(messages, Conversation) else messages
+    weights = [message.weight if isinstance(message, Message) else message.get("weight") for message in listed]
+    for number, weight in enumerate(weights):
+        if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+            raise DataError(f"the weight of message number {number + 1} is {weight!r}; it is 0 (not trained) or 1")
+    return frozenset(number for number, weight in enumerate(weights) if weight == 0)
+
+
+def _left_of_marked(written: Written) -> list[Span]:
+    """The spans of the ``{% generation %}`` blocks that were not written for a message of weight 0."""
+    _, rendering = trace(written.template, written.messages, written.variables)
+    writers = list(owner_at(owners(rendering.visits, written.messages), (start for start, _ in written.blocks)))
+    if any(index is None or written.messages[index]["role"] != "assistant" for index in writers):
+        raise DataError(
+            f"chat template {written.template.label} does not tell for which message it writes an answer, as it does "
+            "not loop over the messages, so weight cannot be obeyed; take the weights out, or use another template"
+        )
+    left = [block for block, index in zip(written.blocks, writers, strict=True) if index not in written.untrained]
+    return marked_spans(written.text, left) or []
+
+
+def _left_of_turns(written: Written, spans: list[Span]) -> list[Span]:
+    """The spans, one for each message of the assistant, without those of weight 0."""
+    numbers = [number for number, message in enumerate(written.messages) if message["role"] == "assistant"]
+    return [span for number, span in zip(numbers, spans, strict=True) if number not in written.untrained]
 
 
 def wanted_spans(spans: list[Span], train_target: str) -> list[Span]:

@@ -105,11 +105,13 @@ def plain_turns(row: Row, messages_field: str | None = None) -> tuple[tuple[str,
 
 
 def texts_of(conversation: Conversation) -> tuple[tuple[str, ...], list[str]] | None:
-    """The roles and the texts of a conversation that has nothing else; None of any other."""
+    """The roles and the texts of a conversation that has nothing else, and each answer of which is trained; None of
+    any other.
+    """
     roles, texts = [], []
     for message in conversation.messages:
         more = message.name is not None or message.tool_calls is not None or message.tool_call_id is not None
-        if more or not isinstance(message.content, str):
+        if more or message.weight == 0 or not isinstance(message.content, str):
             return None
         roles.append(str(message.role))
         texts.append(message.content)
@@ -266,6 +268,8 @@ def to_turn(turn: Any, where: str) -> Any:
         turn = {**without(turn, "role", "content"), **calling(turn["role"], turn["content"], f"{where}.content")}
     if isinstance(role := turn.get("role"), str):
         turn["role"] = role if role in CALLERS else ROLES.get(role, role)
+    if isinstance(weight := turn.get("weight"), float) and weight.is_integer():
+        turn["weight"] = int(weight)  # a table in which some are missing has them all as floats
     if isinstance(turn.get(CALL), Mapping):
         turn["tool_calls"] = [turn.pop(CALL)]
     if isinstance(calls := turn.get("tool_calls"), list):

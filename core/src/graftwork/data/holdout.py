@@ -91,7 +91,7 @@ def said_in(row: Row, messages_field: str | None) -> bytes:
     if not {"chosen", "rejected", "label"} & row.data.keys():
         messages = messages_of(row.data, row.where, messages_field)
         if messages is not None:
-            content = [[message.model_dump(mode="json") for message in messages], tools_of(row)]
+            content = [[message.model_dump(mode="json", exclude={"weight"}) for message in messages], tools_of(row)]
     return json.dumps(content, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
 
 

@@ -54,6 +54,8 @@ def fit(row: Row, sample: Sample, encode: Encode, max_length: int, over_long: st
         shorter = encode.shorten(row, max_length)
     except TooLongError as error:
         return Outcome(row.where, None, "dropped", f"{error} ({size})")
+    if not teaches(shorter):
+        return Outcome(row.where, None, "dropped", f"too long, and no answer that fits is trained: {size}")
     return Outcome(row.where, shorter, "truncated", f"too long: {size}")
 
 

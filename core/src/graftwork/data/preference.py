@@ -174,6 +174,8 @@ def require_answer(answer: Sequence[Message], where: str, field: str) -> None:
         raise DataError(
             f"{where}: {field} ends with a turn of {role}, not of the assistant; remove the row, or mend it"
         )
+    if answer[-1].weight == 0:
+        raise DataError(f"{where}: the answer in {field} has weight 0, and a pair is about its answers; remove either")
 
 
 # Pairs to samples

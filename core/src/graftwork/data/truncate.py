@@ -42,6 +42,8 @@ def shorten(encoder: ChatEncoder, row: Row, max_length: int) -> Sample:
 
 def cut_answer(encoder: ChatEncoder, row: Row, conversation: Conversation, max_length: int) -> Sample:
     """A conversation with one answer, its text cut at the limit. Raises :class:`TooLongError` with the reason."""
+    if conversation.messages[-1].weight == 0:
+        raise TooLongError("too long, and its first answer, which would be cut, has weight 0")
     written = write_chat(conversation, tokenizer=encoder.tokenizer, **encoder.given(row))
     encoded = encoder.checked(with_mask(written, encoder.tokenizer, encoder.train_target))
     stop = cut_place(written, encoded, conversation.messages[-1].text, max_length)
