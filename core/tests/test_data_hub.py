@@ -17,9 +17,10 @@ import datasets
 import pytest
 
 from graftwork.config import DatasetParams
-from graftwork.data.hub import bound_of
+from graftwork.data import hub as hub_module
+from graftwork.data.hub import EVERY, bound_of
 from graftwork.data.names import Datasets, look_up
-from graftwork.data.readers import OpenRequest
+from graftwork.data.readers import OpenRequest, read_rows
 from graftwork.errors import DataError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -96,6 +97,37 @@ def test_a_piece_of_a_split_is_the_one_of_datasets(tmp_path: Path, piece: str) -
     rows = list(source.rows())
     for index, row in enumerate(rows):
         assert [dict(one.data) for one in source.rows(row.after)] == expected[index + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("piece", "looked"), [("[90%:]", 3000), ("[-300:]", 3000), ("[10%:50%]", 3000), ("[:40]", 40), ("[20:]", 20)]
+)
+def test_a_piece_is_found_in_one_pass_and_then_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: str, looked: int
+) -> None:
+    """Counted are the rows that are read. Beside the pass, a bound is looked for between two that were remembered."""
+    path = tmp_path / "train.jsonl"
+    path.write_text(lines([{"text": f"T{number}"} for number in range(3000)]))
+    read: list[Any] = []
+
+    def counting(*args: Any) -> Any:
+        for row in read_rows(*args):
+            read.append(row)
+            yield row
+
+    monkeypatch.setattr(hub_module, "read_rows", counting)
+    given = {"split": f"train{piece}", "dataset_kwargs": {"schema": "text"}}
+    source = opened(tmp_path, **given)
+    assert looked <= len(read) <= looked + min(looked, 2 * EVERY)
+    [instruction] = datasets.ReadInstruction.from_spec(f"train{piece}").to_absolute({"train": 3000})
+    wanted = [{"text": f"T{number}"} for number in range(3000)][instruction.from_ : instruction.to]
+    assert data(source) == wanted
+    read.clear()
+    again = opened(tmp_path, **given)
+    assert not read, "it is remembered"
+    assert data(again) == wanted
+    path.write_text(lines([{"text": f"U{number}"} for number in range(3100)]))
+    assert data(opened(tmp_path, **given))[-1]["text"].startswith("U"), "a file that changed is looked at anew"
 
 
 def test_halves_of_a_row_are_rounded_as_in_datasets() -> None:

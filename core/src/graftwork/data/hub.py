@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from graftwork.data.shapes import shape_of
 from graftwork.errors import DataError, MissingExtraError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from graftwork.data.files import Reader
     from graftwork.data.params import HubDatasetParams
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 CLIENTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "huggingface_hub")
 """Whose errors say that the Hub cannot be asked."""
+EVERY = 1024
+"""Rows after which a position is remembered while rows are counted: all of them would be too many of a large set."""
 LOOKED_AT = 20
 """Rows that are tried to tell what a dataset holds."""
 _PLACE = re.compile(r"hf://datasets/(?P<repository>[^@]+)@(?P<revision>[^/]+)/(?P<file>.+)")
@@ -64,11 +67,11 @@ class HubSource:
 
 @dataclass(frozen=True, slots=True)
 class Sliced:
-    """A piece of a source: the rows after the position ``begin`` up to the one that ends at ``end``."""
+    """A piece of a source: the rows after the position ``begin`` up to the one that ends at ``end``, or to the last."""
 
     source: HubSource
     begin: Position
-    end: Position
+    end: Position | None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -79,10 +82,10 @@ class Sliced:
         return self.source.revisions
 
     def rows(self, start: Position = START) -> Iterator[Row]:
-        if max(start, self.begin) >= self.end:
+        if self.end is not None and max(start, self.begin) >= self.end:
             return
         for row in self.source.rows(max(start, self.begin)):
-            if row.after > self.end:
+            if self.end is not None and row.after > self.end:
                 return
             yield row
 
@@ -103,8 +106,16 @@ def open_huggingface(request: OpenRequest) -> RowSource:
     known = (*TABLES, ".txt")
     if other := next((place for place in places if kind_of(Path(place)) not in known), None):
         raise DataError(f"{other}: rows are read from {', '.join(known)} files; convert it, or take another dataset")
-    source = HubSource(places, partial(read_lines, params=params), params.delimiter)
-    return sliced(source, match["start"], match["stop"])
+    source = source_of(places, params)
+    if match["start"] is None and match["stop"] is None:
+        return source
+    states = tuple((state.st_size, state.st_mtime_ns) for state in (path.stat() for path in source.files))
+    return Sliced(source, *find_piece(places, params.model_dump_json(), match["start"], match["stop"], states))
+
+
+def source_of(places: tuple[str, ...], params: HubDatasetParams) -> HubSource:
+    """The rows of the files at these places."""
+    return HubSource(places, partial(read_lines, params=params), params.delimiter)
 
 
 def read_lines(path: Path, offset: int, params: HubDatasetParams) -> Iterator[Item]:
@@ -258,23 +269,44 @@ def local_path(place: str) -> Path:
 # A piece of a split
 
 
-def sliced(source: HubSource, start: str | None, stop: str | None) -> RowSource:
-    """The rows ``[start:stop]``, numbers or percents of them, counted from the end where negative."""
-    if start is None and stop is None:
-        return source
-    total = None
-    if any(bound is not None and (bound.startswith("-") or bound.endswith("%")) for bound in (start, stop)):
-        total = sum(1 for _ in source.rows())
-    first = bound_of(start, total) or 0
-    last = bound_of(stop, total)
-    begin = end = START
-    for number, row in enumerate(source.rows(), 1):
-        if last is not None and number > last:
-            break
-        end = row.after
-        if number <= first:
-            begin = row.after
-    return Sliced(source, begin, end)
+@lru_cache(maxsize=64)
+def find_piece(
+    places: tuple[str, ...], options: str, start: str | None, stop: str | None, states: tuple[tuple[int, int], ...]
+) -> tuple[Position, Position | None]:
+    """Between which positions the rows ``[start:stop]`` lie: numbers or percents, counted from the end where negative.
+
+    A run opens its data several times, and this reads them, so it is remembered; ``states`` (size and time of change of
+    each local file) are there for that. Plain numbers need no row behind the piece; others need all, once.
+    """
+    from graftwork.data.params import HubDatasetParams
+
+    source = source_of(places, HubDatasetParams.model_validate_json(options))
+    bounds = [bound for bound in (start, stop) if bound is not None]
+    relative = any(bound.startswith("-") or bound.endswith("%") for bound in bounds)
+    marks, total = count_rows(source, None if relative else max(int(bound) for bound in bounds))
+    first, last = (bound_of(bound, total) for bound in (start, stop))
+    return position_after(source, first or 0, marks, total), (
+        None if last is None else position_after(source, last, marks, total)
+    )
+
+
+def count_rows(source: HubSource, limit: int | None) -> tuple[list[Position], int]:
+    """How many rows there are, at most ``limit``, and the position after each :data:`EVERY` of them."""
+    marks, total = [START], 0
+    for row in islice(source.rows(), limit):
+        total += 1
+        if total % EVERY == 0:
+            marks.append(row.after)
+    return marks, total
+
+
+def position_after(source: HubSource, number: int, marks: Sequence[Position], total: int) -> Position:
+    """The position after so many rows, or after the last."""
+    number = min(number, total)
+    position = marks[number // EVERY]
+    for row in islice(source.rows(position), number % EVERY):
+        position = row.after
+    return position
 
 
 def bound_of(bound: str | None, total: int | None) -> int | None:
