@@ -209,6 +209,13 @@ def test_a_peft_section_without_use_peft_asks_which_is_meant(minimal, caplog):
     ]
 
 
+@pytest.mark.parametrize("name", ["save_mode", "peft_save_mode"])
+def test_how_to_save_an_adapter_without_one(minimal, name):
+    """As every other setting of an adapter: nothing would be merged."""
+    with pytest.raises(ConfigError, match=r"peft\.save_mode is set and training\.use_peft is not, so all weights"):
+        load_config(minimal, [f"peft.{name}=merged"], env={})
+
+
 def test_deepspeed_is_refused_with_its_counterpart(minimal):
     with pytest.raises(ConfigError, match=r"PyTorch's own FSDP2 shards the same; fsdp: \{enable_fsdp: true\} is ZeRO"):
         load_config(minimal, ["deepspeed={enable_deepspeed: true, zero_stage: ZERO_2}"])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer, GenerationConfig
 
 from graftwork import ModelParams, build_model, train
 from graftwork.cli import main
@@ -304,3 +305,22 @@ def test_nothing_is_printed(toys: Any, tmp_path: Path, llama: Path, capfd: pytes
     said = capfd.readouterr()
     assert said.out == ""
     assert [line for line in said.err.splitlines() if "graftwork" not in line] == []
+
+
+@pytest.mark.parametrize("mode", [None, "merged", "full", "adapter"])
+def test_the_saved_model_stops_where_its_turns_end(toys: Any, tmp_path: Path, mode: str | None) -> None:
+    """The base's generation_config.json names another token, which ends texts and no turn of ChatML."""
+    toy = toys.save(tmp_path / "toy", vocab_size=264)
+    tokenizer = AutoTokenizer.from_pretrained(toy)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.save_pretrained(toy)
+    data, peft = toys.data(tmp_path, "TRL_SFT"), {"peft": {**LORA, "save_mode": mode}} if mode else {}
+    training = {"use_peft": mode is not None, "max_steps": 1}
+    final = train(
+        toys.config(tmp_path, toy, "TRL_SFT", data, model={"chat_template": "chatml"}, training=training, **peft)
+    ).model_path
+    assert final is not None
+    assert json.loads((toy / "generation_config.json").read_text())["eos_token_id"] == 257
+    saved = GenerationConfig.from_pretrained(final)
+    assert saved.eos_token_id == [257, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert saved.pad_token_id is None  # TRL's, for the training alone

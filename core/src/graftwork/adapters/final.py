@@ -6,6 +6,7 @@ the type that it is stored in, as ``graft merge`` would put it later.
 
 from __future__ import annotations
 
+import json
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from graftwork.builders.model import load_as_stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from graftwork.config import RunConfig
 
@@ -34,6 +36,28 @@ def final_models(model: Any, config: RunConfig) -> Iterator[Any]:
         yield _merged(model, config)
     elif isinstance(model, PeftModel) and config.peft.save_mode == "full":
         yield _base(model, config)
+
+
+def save_stops(folder: Path, model: Any, tokenizer: Any, stop_ids: frozenset[int]) -> None:
+    """Writes the tokens that the training's turns end with into ``generation_config.json``, so that any engine stops.
+
+    A base may name others there: it was trained with another template. Those of them that are tokens of the
+    vocabulary's own (as an end of text is) stay beside ours. An adapter's folder gets the file for ``graft merge``.
+    """
+    file = folder / "generation_config.json"
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    config = getattr(inner, "generation_config", None)
+    if not stop_ids or config is None:
+        return
+    if not file.is_file():
+        config.to_json_file(file)
+    values = json.loads(file.read_text("utf-8"))
+    own = values.get("eos_token_id")
+    before = set(own if isinstance(own, list) else [own])
+    after = stop_ids | before & set(tokenizer.added_tokens_decoder)
+    if after != before:
+        values["eos_token_id"] = sorted(after)
+        file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def _merged(model: PeftModel, config: RunConfig) -> Any:

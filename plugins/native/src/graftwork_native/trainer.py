@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from graftwork.adapters.final import final_models
+from graftwork.adapters.final import final_models, save_stops
 from graftwork.data.loader import describe
 from graftwork.errors import RunError
 from graftwork.files import complete_folder
@@ -384,6 +384,7 @@ class NativeTrainer:
         with written(path), complete_folder(path) as folder:
             for part in final_models(model, self.request.config):
                 save_model(folder, part, self.parts.tokenizer)
+                save_stops(folder, part, self.parts.tokenizer, self.parts.stop_ids)
 
     def _final_model(self) -> Any:
         state, model = self.state, self.parts.model

@@ -16,7 +16,7 @@ from datasets import Dataset, disable_progress_bars, enable_progress_bars, is_pr
 from peft import PeftModel
 from transformers import PrinterCallback
 
-from graftwork.adapters.final import final_models
+from graftwork.adapters.final import final_models, save_stops
 from graftwork.builders import build_tokenizer
 from graftwork.builders.family import family_of_params
 from graftwork.data.loader import count_steps, describe, schema_of
@@ -32,7 +32,7 @@ from graftwork_trl.arguments import arguments
 from graftwork_trl.batches import maker
 from graftwork_trl.data import load_data
 from graftwork_trl.grpo import Grpo, Prompts, prompts_per_step, rewards_of
-from graftwork_trl.loops import OwnSteps, as_came, recorded, save_model
+from graftwork_trl.loops import OwnSteps, as_came, as_it_came, recorded, save_model
 from graftwork_trl.methods import METHODS, quiet
 from graftwork_trl.model import forget_copy_of_fresh_adapter, load_model, reference_of
 from graftwork_trl.params import GrpoOptions, Options
@@ -233,6 +233,8 @@ class TrlTrainer:
         with written(path), complete_folder(path) as folder:
             for part in final_models(model, self.config):
                 save_model(folder, part, self.session, trainer.came)
+                with as_it_came(part, trainer.came):
+                    save_stops(folder, part, self.tokenizer, self.stop_ids)
         return path
 
     def _result(self, path: Path | None, *, interrupted_by: int | None = None) -> TrainResult:
