@@ -237,6 +237,38 @@ def test_a_stream_goes_on_where_it_was(tmp_path: Path, stop: int, packing: str) 
     assert second.epoch > first.epoch or stop == 14
 
 
+@pytest.mark.parametrize("length", [3, 20])
+@pytest.mark.parametrize(("sizes", "batch_size"), [([6], 1), ([6], 2), ([2, 4], 1), ([1], 1)])
+def test_an_epoch_of_a_stream_is_over_with_its_last_step(
+    tmp_path: Path, sizes: list[int], batch_size: int, length: int
+) -> None:
+    """As that of data in memory, also where a row makes three blocks, and wherever it is resumed."""
+    split = split_of(*[{}] * len(sizes))
+    samples = [[sample_of(number, length) for number in range(size)] for size in sizes]
+    batches = {"batch_size": batch_size, "accumulation": 1}
+
+    def packer() -> Packer:
+        return Packer(8, "none", documents=True)
+
+    def stream() -> StreamedLoader:
+        mixture = mixture_of(tmp_path, sizes, *[{}] * len(sizes))
+        encode = used(lambda row: sample_of(row.data["n"], length))
+        return StreamedLoader(mixture, [encode] * len(sizes), [Account("a")] * len(sizes), packer(), **batches)
+
+    indexed, streamed = IndexedLoader(samples, split, packer, seed=5, **batches), stream()
+    theirs = [(first_tokens(step), indexed.epoch) for step in islice(indexed.steps(), 40)]
+    ours, states = [], []
+    for step in islice(streamed.steps(), 40):
+        ours.append((first_tokens(step), streamed.epoch))
+        states.append(json.loads(json.dumps(streamed.state_dict())))
+    assert ours == theirs
+    for stop, state in enumerate(states[:20], 1):
+        resumed = stream()
+        resumed.load_state_dict(state)
+        assert resumed.epoch == ours[stop - 1][1]
+        assert [(first_tokens(step), resumed.epoch) for step in islice(resumed.steps(), 40 - stop)] == ours[stop:]
+
+
 def rows_of(path: Path, **params: Any) -> ShuffledRows:
     dataset = DatasetParams(dataset_name="text", dataset_path=str(path), **params)
     return ShuffledRows(FileSource((path,), read_json_lines), dataset, 5)

@@ -152,7 +152,7 @@ class Mixture:
         """The number of a dataset, and its next row."""
         if not self.wanted:
             raise DataError(NOTHING_LEFT)
-        if self._is_over():
+        if self.is_over:
             for stream in self.streams:
                 if stream.taken:
                     stream.restart()
@@ -163,7 +163,9 @@ class Mixture:
             self.done.add(number)
         return number, row
 
-    def _is_over(self) -> bool:
+    @property
+    def is_over(self) -> bool:
+        """Whether the epoch has given its last row; the next row is of the next epoch."""
         enough = any if self.proportional and self.strategy == "first_exhausted" else all
         return enough(number in self.done for number in self.wanted)
 
@@ -221,8 +223,8 @@ class StreamedLoader:
 
     @property
     def epoch(self) -> int:
-        """Epochs of the mixture that are over."""
-        return self.mixture.epoch
+        """Epochs of the mixture that are over, once the blocks of their last row are taken."""
+        return self.mixture.epoch + (self.mixture.is_over and not self.ready)
 
     def steps(self) -> Iterator[list[TensorRow]]:
         """Each step's rows, from the loader's state on."""
@@ -235,8 +237,8 @@ class StreamedLoader:
 
     def _next_blocks(self) -> list[Block]:
         """The next blocks, from as many rows as it takes. Two passes over all data without a sample are enough."""
-        begin = self.epoch
-        while self.epoch < begin + 2 or not self.packer.is_empty:
+        begin = self.mixture.epoch
+        while self.mixture.epoch < begin + 2 or not self.packer.is_empty:
             number, row = self.mixture.next()
             outcome = self.prepare[number](row)
             self._count(number, row, outcome)
