@@ -6,6 +6,7 @@ import gzip
 import json
 from typing import TYPE_CHECKING, Any
 
+import datasets
 import pytest
 
 from graftwork.config import DatasetParams
@@ -149,6 +150,47 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         text(tmp_path)
     with pytest.raises(DataError, match=r"dataset text has no dataset_path; set it to a file or folder"):
         find_files(DatasetParams(dataset_name="text"), "text")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.arrow",
+        "/etc/passwd",
+        "data/../../secret.arrow",
+        "..\\secret.arrow",
+        "C:\\secret.arrow",
+        "",
+        7,
+        "a\0b",
+    ],
+)
+@pytest.mark.parametrize("splits", [False, True])
+def test_a_saved_dataset_names_files_of_its_own_folder_only(tmp_path: Path, name: Any, splits: bool) -> None:
+    """The folder comes from anywhere: its state.json must not have other files of the machine read."""
+    saved = tmp_path / "saved"
+    datasets.Dataset.from_list([{"text": "own"}]).save_to_disk(saved / "train" if splits else saved)
+    if splits:
+        (saved / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    assert [row.data["text"] for row in text(saved).rows()] == ["own"]
+    datasets.Dataset.from_list([{"text": "secret"}]).save_to_disk(tmp_path / "other")
+    (tmp_path / "other" / "data-00000-of-00001.arrow").rename(tmp_path / "secret.arrow")
+    state = saved / "train" / "state.json" if splits else saved / "state.json"
+    state.write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}, {"filename": name}]}))
+    with pytest.raises(DataError) as error:
+        text(saved)
+    assert str(error.value) == (
+        f"{state}: names the data file {name!r}, which does not lie in the dataset's own folder; nothing is read from "
+        "elsewhere. Save the dataset again, or mend the name"
+    )
+
+
+@pytest.mark.parametrize("state", ["no json", "{}", '{"_data_files": [3]}'])
+def test_a_saved_dataset_without_a_list_of_files(tmp_path: Path, state: str) -> None:
+    datasets.Dataset.from_list([{"text": "own"}]).save_to_disk(tmp_path)
+    (tmp_path / "state.json").write_text(state)
+    with pytest.raises(DataError, match=r"state\.json: lists no data files \(.*\); save the dataset again"):
+        text(tmp_path)
 
 
 LISTED = [{"messages": [{"role": "user", "content": f"Q{number}"}]} for number in range(3)]

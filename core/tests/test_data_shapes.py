@@ -16,7 +16,7 @@ from trl import maybe_convert_to_chatml
 
 from graftwork.chat import render_chat
 from graftwork.config import DatasetParams
-from graftwork.data.conversations import plain_turns, to_conversation, to_labelled, tools_of
+from graftwork.data.conversations import plain_turns, to_conversation, tools_of, verdict_of
 from graftwork.data.files import Unreadable
 from graftwork.data.names import look_up
 from graftwork.data.readers import OpenRequest, Row
@@ -309,7 +309,7 @@ def test_hostile_rows(data: dict[str, Any], message: str | None) -> None:
 def test_a_row_that_cannot_be_read_says_so_wherever_it_is_looked_at() -> None:
     data = pickle.loads(pickle.dumps(Unreadable("rows.jsonl:7: not JSON")))
     looks = [lambda: data["x"], lambda: list(data), lambda: len(data), lambda: "x" in data, lambda: data.get("x")]
-    for look in [*looks, lambda: to_conversation(row(data)), lambda: to_labelled(row(data))]:
+    for look in [*looks, lambda: to_conversation(row(data)), lambda: verdict_of(row(data))]:
         with pytest.raises(DataError, match=r"rows\.jsonl:7: not JSON"):
             look()
     assert data == Unreadable("rows.jsonl:7: not JSON") != Unreadable("else")
@@ -342,26 +342,24 @@ def test_what_a_row_is(data: dict[str, Any], schema: str | None) -> None:
 
 
 def test_an_answer_with_a_verdict() -> None:
-    for data in ({"messages": TALK, "label": False}, {"prompt": "Q", "completion": "A", "label": 0}):
-        found = to_labelled(row(data))
-        assert [message.text for message in (*found.prompt, *found.completion)] == ["Q", "A"]
-        assert found.label is False
-    assert to_labelled(row({"messages": TALK, "label": True, "tools": [{"name": "f"}]})).tools == [{"name": "f"}]
+    for data in ({"messages": TALK}, {"prompt": "Q", "completion": "A"}, {"messages": [], "turns": TALK}):
+        field = "turns" if "turns" in data else None
+        assert [verdict_of(row({**data, "label": label}), field) for label in (True, False, 1, 0)] == [True, False] * 2
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"messages": TALK}, r"rows\.jsonl:7: label is None, not true or false"),
-        ({"messages": TALK, "label": "yes"}, r"label is 'yes', not true or false"),
-        ({"messages": TALK, "label": 2}, r"label is 2, not true or false"),
+        ({"messages": TALK}, r"rows\.jsonl:7: label is None; each row says with label: true or false"),
+        ({"messages": TALK, "label": "yes"}, r"label is 'yes'; each row says with label"),
+        ({"messages": TALK, "label": 2}, r"label is 2; each row says with label"),
         ({"messages": [*TALK, TALK[0]], "label": True}, r"the assistant's answer .*roles are user, assistant, user"),
         ({"messages": TALK[1:], "label": True}, r"the assistant's answer to something; its roles are assistant"),
     ],
 )  # fmt: skip
 def test_verdicts_that_are_none(data: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        to_labelled(row(data))
+        verdict_of(row(data))
 
 
 # Real sets
@@ -432,6 +430,5 @@ def test_calls_of_tools_are_what_llama_factory_makes_of_them() -> None:
 
 @real
 def test_the_verdicts_of_a_real_set() -> None:
-    rows = [to_labelled(one) for one in rows_of("preference_pairs_jsonl", DATA / "preference/kto_en_demo.0-149.json")]
-    assert Counter(one.label for one in rows) == {True: 78, False: 72}
-    assert all(one.completion[0].role == "assistant" and one.prompt[-1].role == "user" for one in rows)
+    rows = rows_of("preference_pairs_jsonl", DATA / "preference/kto_en_demo.0-149.json")
+    assert Counter(verdict_of(one) for one in rows) == {True: 78, False: 72}

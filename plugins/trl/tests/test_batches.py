@@ -176,6 +176,21 @@ def test_a_row_without_a_verdict_is_told(toys: Any, tmp_path: Path, label: objec
         first_row(toys, tmp_path, "TRL_KTO", rows)
 
 
+@pytest.mark.parametrize("reader", ["text_sft", "huggingface"])
+def test_the_judged_turn_is_the_last_one(toys: Any, tmp_path: Path, reader: str) -> None:
+    """Where the talk goes on after its last answer the label speaks of something else."""
+    from graftwork.errors import DataError
+
+    rows = toys.judged()
+    rows[1]["messages"].append({"role": "user", "content": "and then?"})
+    data = {"train": toys.split(toys.write(tmp_path / "rows.jsonl", rows), reader)}
+    config = toys.config(tmp_path, tmp_path, "TRL_KTO", data)
+    with pytest.raises(
+        DataError, match=r"rows.jsonl:2: the label judges the last turn, which must be the assistant's .* user$"
+    ):
+        load_data(config, METHODS["TRL_KTO"], toys.tokenizer(), END, 1)
+
+
 def test_rows_without_a_verdict_go_to_the_account(toys: Any, tmp_path: Path) -> None:
     """As other rows that cannot be used: counted, with reason and place, and left out within the threshold."""
     rows = toys.judged(8)

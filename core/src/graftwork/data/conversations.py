@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -393,28 +392,21 @@ def said(role: Role, text: str) -> Message:
 # Answers with a verdict
 
 
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """An answer and whether it is wanted, as KTO learns from: messages before it, its own, and the verdict."""
+def verdict_of(row: Row, messages_field: str | None = None) -> bool:
+    """Whether the last turn of the row's conversation is a good answer, as its field ``label`` says (TRL's name).
 
-    prompt: tuple[Message, ...]
-    completion: tuple[Message, ...]
-    label: bool
-    tools: list[dict[str, Any]] | None = None
-
-
-def to_labelled(row: Row) -> Labelled:
-    """A row with a ``label``: the last turn of its conversation is the answer that the label judges.
-
-    Raises :class:`DataError` with the row's place where there is no label, no answer, or nothing before it.
+    Raises :class:`DataError` with the row's place where there is no label, or the last turn is no answer to anything.
     """
     label = row.data.get("label")
-    if label not in (True, False):
-        raise DataError(f"{row.where}: label is {label!r:.60}, not true or false")
-    messages = to_conversation(row).messages
-    if messages[-1].role is not Role.ASSISTANT or len(messages) < 2:
+    if not isinstance(label, bool | int) or label not in (0, 1):
+        raise DataError(
+            f"{row.where}: label is {label!r:.60}; each row says with label: true or false whether its answer is a "
+            "good one (or give preference pairs, of which each answer is taken)"
+        )
+    roles = [message.role for message in to_conversation(row, messages_field).messages]
+    if roles[-1] is not Role.ASSISTANT or len(roles) < 2:
         raise DataError(
             f"{row.where}: the label judges the last turn, which must be the assistant's answer to something; "
-            f"its roles are {', '.join(message.role for message in messages)}"
+            f"its roles are {', '.join(roles)}"
         )
-    return Labelled(tuple(messages[:-1]), tuple(messages[-1:]), bool(label), tools_of(row))
+    return bool(label)

@@ -62,7 +62,7 @@ def look_up(params: DatasetParams) -> tuple[DatasetSpec, BaseModel | None]:
 def _open_judged(spec: DatasetSpec, request: OpenRequest) -> RowSource:
     from graftwork.data.readers import Judged
 
-    return Judged(spec.open(request))
+    return Judged(spec.open(request), getattr(request.params, "messages_field", None))
 
 
 def _open_part(spec: DatasetSpec, request: OpenRequest) -> RowSource:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from graftwork.data.conversations import verdict_of
 from graftwork.data.files import (
     Item,
     Reader,
@@ -115,11 +117,12 @@ class FileSource:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The rows of a source of which each has to say with ``label`` whether its answer is a good one; one that does
-    not is a row that cannot be used.
+    """The rows of a source of which each has to say with ``label`` whether its last turn, the assistant's, is a good
+    answer; one that does not is a row that cannot be used.
     """
 
     source: RowSource
+    messages_field: str | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -132,20 +135,12 @@ class Judged:
 
     def rows(self, start: Position = START) -> Iterator[Row]:
         for row in self.source.rows(start):
-            if isinstance(row.data, Unreadable) or verdict_of(row) is not None:
+            try:
+                verdict_of(row, self.messages_field)
+            except DataError as error:
+                yield Row(Unreadable(str(error)), row.where, row.after)
+            else:
                 yield row
-                continue
-            reason = (
-                f"label is {row.data.get('label')!r}; each row says with label: true or false whether its answer is a "
-                "good one (or give preference pairs, of which each answer is taken)"
-            )
-            yield Row(Unreadable(f"{row.where}: {reason}"), row.where, row.after)
-
-
-def verdict_of(row: Row) -> bool | None:
-    """What a row says of its answer in the field ``label``, as TRL names it; None where it says nothing."""
-    label = row.data.get("label")
-    return bool(label) if isinstance(label, (bool, int)) and label in (0, 1) else None
 
 
 def read_rows(path: Path, number: int, offset: int, read: Reader) -> Iterator[Row]:
@@ -261,5 +256,28 @@ def saved_files(path: Path, split: str) -> tuple[Path, ...] | None:
         if split not in splits:
             raise DataError(f"dataset_path {path}: there is no split {split!r}; {did_you_mean(split, splits)}")
         path = path / split
-    state = json.loads((path / "state.json").read_text("utf-8"))
-    return tuple(path / file["filename"] for file in state["_data_files"])
+    return tuple(path / name for name in saved_names(path / "state.json"))
+
+
+def saved_names(path: Path) -> list[str]:
+    """The names of the Arrow files in a ``state.json``. Whoever made the dataset wrote it, so each has to be one of a
+    file in its own folder.
+    """
+    try:
+        state = json.loads(path.read_text("utf-8"))
+        names = [file["filename"] for file in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: lists no data files ({error!r:.80}); save the dataset again") from None
+    for name in names:
+        if not isinstance(name, str) or not is_inside(name):
+            raise DataError(
+                f"{path}: names the data file {name!r:.120}, which does not lie in the dataset's own folder; nothing "
+                "is read from elsewhere. Save the dataset again, or mend the name"
+            )
+    return names
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name, joined to a folder, cannot lead out of it, on any system."""
+    parts = re.split(r"[/\\]", name)
+    return bool(name) and ".." not in parts and parts[0] != "" and ":" not in parts[0] and "\0" not in name

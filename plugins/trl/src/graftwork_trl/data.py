@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from graftwork.data.conversations import given
+from graftwork.data.conversations import given, verdict_of
 from graftwork.data.files import Unreadable
 from graftwork.data.loader import load_held_out, load_request, load_split, open_source, schema_of
 from graftwork.data.names import look_up
-from graftwork.data.readers import verdict_of
 from graftwork.data.shapes import is_pair
-from graftwork.errors import DataError, UsageError
+from graftwork.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,15 +101,8 @@ def source_rows(split: DatasetSplitParams) -> Iterator[tuple[SourceRow, str | No
 def labels_of(split: DatasetSplitParams) -> Iterator[tuple[str, bool]]:
     """Where each row stands, and whether its answer is a good one. Rows that cannot be used are in the account.
 
-    Raises :class:`DataError` at a row without a verdict, of a reader that lets them through.
+    Raises :class:`DataError` at a row without a verdict on its last turn, of a reader that lets them through.
     """
-    for row, _ in source_rows(split):
-        if isinstance(row.data, Unreadable):
-            continue
-        verdict = verdict_of(row)
-        if verdict is None:
-            raise DataError(
-                f"{row.where}: label is {row.data.get('label')!r}; for TRL_KTO each row says with label: true or "
-                "false whether its answer is a good one"
-            )
-        yield row.where, verdict
+    for row, messages_field in source_rows(split):
+        if not isinstance(row.data, Unreadable):
+            yield row.where, verdict_of(row, messages_field)
