@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import select
 import subprocess
 import sys
 import time
@@ -502,3 +503,58 @@ def test_two_processes_that_want_the_same_entry_both_get_it(folder: Path, rows: 
     logs = [errors for _, errors in said]
     # Whoever came second read what the first had made.
     assert sum("prepared before, read from" in log for log in logs) == 1, logs
+
+
+def wait_for(condition: Any, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_one_who_waited_is_not_joined_by_the_next(tmp_path: Path) -> None:
+    """The first one deletes the lock's file: who waited for it held a file without a name, and a third came in."""
+    entry = tmp_path / "samples" / "entry"
+    lock = entry.parent / ".entry.lock"
+
+    def start(log: str) -> subprocess.Popen[str]:
+        code = "import logging; logging.basicConfig(filename=" + repr(str(tmp_path / log)) + ", level=20)" + HOLDER
+        command = [sys.executable, "-c", code, str(entry)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def waits(log: str) -> bool:
+        return (tmp_path / log).is_file() and "waiting for it" in (tmp_path / log).read_text()
+
+    with cache.alone(entry):
+        second = start("second")
+        wait_for(lambda: waits("second"))
+    with second:
+        assert second.stdout is not None
+        assert second.stdin is not None
+        assert second.stdout.readline() == "held\n"
+        third = start("third")
+        with third:
+            assert third.stdout is not None
+            assert third.stdin is not None
+            wait_for(lambda: waits("third") or select.select([third.stdout], [], [], 0)[0])
+            assert waits("third"), "two are in at once"
+            second.stdin.close()
+            assert third.stdout.readline() == "held\n"
+            third.stdin.close()
+    assert not lock.exists()
+
+
+def test_the_lock_of_a_killed_process_is_cleared_away(tmp_path: Path) -> None:
+    entry = tmp_path / "samples" / "entry"
+    (tmp_path / "samples" / "other").mkdir(parents=True)
+    with cache.alone(entry):
+        cache.make_room(entry.parent, entry)
+        assert (entry.parent / ".entry.lock").exists(), "it is held"
+    command = [sys.executable, "-c", HOLDER, str(entry)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        holder.kill()
+    assert (entry.parent / ".entry.lock").exists()
+    cache.make_room(entry.parent, entry)
+    assert not (entry.parent / ".entry.lock").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from graftwork.config import DatasetSplitParams
-from graftwork.data import prepare, workers
+from graftwork.data import lengths, prepare, workers
 from graftwork.data.loader import LoadRequest, load_indexed
 from graftwork.data.prepare import count_workers, weight
 from graftwork.errors import DataError, RunError
@@ -180,3 +181,51 @@ def test_processes_are_started_where_they_pay(
     packed.write_bytes(b"x" * 100)
     Source.files = (packed,)
     assert weight(Source()) == 400  # type: ignore[arg-type]
+
+
+BOMB = """
+from graftwork.data import lengths
+
+
+class Bomb:
+    def __reduce__(self):
+        return arm, ()
+
+
+def arm():
+    teaches = lengths.teaches
+
+    def fails(sample):
+        if sample.where.endswith(":18"):
+            raise ZeroDivisionError("a fault\\nof a plugin")
+        return teaches(sample)
+
+    lengths.teaches = fails
+    return None
+"""
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_fault_of_the_code_names_the_row(
+    rows: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    """In another process as in this one; the worker ended with a traceback, and its row was one of hundreds."""
+    (tmp_path / "bomb_of_the_test.py").write_text(BOMB)
+    monkeypatch.syspath_prepend(tmp_path)
+    import importlib
+
+    bomb = importlib.import_module("bomb_of_the_test")
+    if processes:
+        armed = copy.copy(tokenizer)
+        armed.bomb = bomb.Bomb()  # goes off where the tokenizer is unpickled
+    else:
+        armed = tokenizer
+        monkeypatch.setattr("graftwork.data.lengths.teaches", lengths.teaches)
+        bomb.arm()
+    with pytest.raises(RunError) as caught:
+        load(rows, armed, processes)
+    assert str(caught.value).startswith(
+        f"{rows}:18: this row could not be prepared: ZeroDivisionError: a fault of a plugin. Nothing was trained"
+    )
+    (note,) = caught.value.__notes__
+    assert "in fails" in note

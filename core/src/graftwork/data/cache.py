@@ -21,7 +21,7 @@ from datetime import date
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -136,6 +136,8 @@ def _remove_least_used(folder: Path, keep: Path) -> None:
     for path in folder.glob(".*.tmp"):
         if time.time() - path.stat().st_mtime > ABANDONED_S:
             shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".*.lock"):
+        _remove_unheld(path)
 
 
 def limit_bytes() -> float:
@@ -159,22 +161,48 @@ def alone(entry: Path) -> Iterator[bool]:
     """One process at a time makes an entry. Says whether it had to wait for another, who may have left it there."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        file = (entry.parent / f".{entry.name}.lock").open("w")
+        file, waited = _enter(entry.parent / f".{entry.name}.lock")
     except OSError:
         yield False  # where nothing can be written nothing is shared either
         return
     with file:
-        waited = False
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            logger.info("another process prepares the same samples: waiting for it")
-            waited = True
-            _wait(file.fileno())
         try:
             yield waited
         finally:
             Path(file.name).unlink(missing_ok=True)
+
+
+def _enter(path: Path) -> tuple[IO[str], bool]:
+    """The lock's file, locked, and whether that took waiting. Whoever leaves deletes it while it is still locked."""
+    waited = False
+    while True:
+        file = path.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if not waited:
+                logger.info("another process prepares the same samples: waiting for it")
+            waited = True
+            _wait(file.fileno())
+        if _is_at(path, file):
+            return file, waited
+        file.close()  # deleted meanwhile: the next one locks a new file, and would not meet this one
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_unheld(path: Path) -> None:
+    """Deletes a lock's file that a process left behind which was killed; one that is held stays."""
+    with suppress(OSError), path.open("r") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(path, file):
+            path.unlink()
 
 
 def _wait(handle: int) -> None:

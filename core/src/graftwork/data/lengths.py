@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from graftwork.data.account import Outcome
-from graftwork.errors import DataError
+from graftwork.errors import DataError, GraftworkError, RunError
 
 if TYPE_CHECKING:
     from graftwork.data.readers import Row
@@ -28,17 +29,35 @@ class Shortens(Protocol):
 def prepare(row: Row, encode: Encode, max_length: int | None, over_long: str) -> Outcome:
     """The row's sample within ``max_length`` tokens (None: documents, which are cut later), or why it has none.
 
-    ``over_long`` is ``error`` (the row is rejected), ``drop`` or ``truncate``. Raises nothing.
+    ``over_long`` is ``error`` (the row is rejected), ``drop`` or ``truncate``. What is nobody's finding about the row
+    but a fault of the code that reads it comes as a :class:`~graftwork.errors.RunError` that names the row.
     """
     try:
         sample = encode(row)
         if max_length is not None and sample.longest > max_length:
             return fit(row, sample, encode, max_length, over_long)
+        if not teaches(sample):
+            return Outcome(row.where, None, "dropped", "nothing to learn: it is empty, or no token of it is trained")
     except DataError as error:
         return Outcome(row.where, None, "rejected", str(error).removeprefix(f"{row.where}: "))
-    if not teaches(sample):
-        return Outcome(row.where, None, "dropped", "nothing to learn: it is empty, or no token of it is trained")
+    except (GraftworkError, MemoryError):
+        raise
+    except Exception as error:
+        raise unexpected(row, error) from error
     return Outcome(row.where, sample)
+
+
+def unexpected(row: Row, error: Exception) -> RunError:
+    """The error that says where it happened. The traceback goes along as a note, for it outlives the way here from
+    another process; ``--debug`` shows it.
+    """
+    found = RunError(
+        f"{row.where}: this row could not be prepared: {type(error).__name__}: {' '.join(str(error).split())}. Nothing "
+        "was trained and nothing is lost. That looks like a bug of what reads such rows (a dataset's plugin, a "
+        "template, graftwork): graft --debug ... shows where; without the row the run goes on"
+    )
+    found.add_note("".join(traceback.format_exception(error)))
+    return found
 
 
 def fit(row: Row, sample: Sample, encode: Encode, max_length: int, over_long: str) -> Outcome:

@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from graftwork.data.lengths import unexpected
 from graftwork.data.prepare import Chunk, Job, Preparer
 from graftwork.data.readers import Row
 from graftwork.errors import GraftworkError, RunError
@@ -265,6 +266,10 @@ def main() -> None:
                 answer = preparer(rows)
             except GraftworkError as error:
                 answer = Failure(error)
+            except MemoryError:
+                raise  # another worker may have more
+            except Exception as error:
+                answer = Failure(unexpected(rows[0], error))
             send(answers, packed(answer))
     except (EOFError, BrokenPipeError):
         os._exit(0)  # nobody is left to tell
