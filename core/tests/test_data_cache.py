@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from graftwork.data.prepare import Chunk
 from graftwork.data.prepared import PreparedSamples
 from graftwork.data.samples import Sample
 from graftwork.errors import DataError
+from graftwork.registry import reset_registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -225,6 +227,83 @@ def test_a_change_of_the_code_makes_an_entry_of_its_own(
     monkeypatch.setattr(cache, "code_version", lambda: "another")
     load(rows)
     assert len(entries(folder)) == 2
+
+
+READER = """
+from graftwork import hookimpl
+from graftwork.specs import DatasetSpec
+
+def open_rows(request):
+    from toy_reading.rows import open_rows
+    return open_rows(request)
+
+@hookimpl
+def graftwork_datasets():
+    return [DatasetSpec(name="toy_rows", schema="chat", open=open_rows)]
+"""
+ROWS = """
+from dataclasses import dataclass
+from pathlib import Path
+from graftwork.data.readers import Row
+
+@dataclass
+class Rows:
+    files: tuple
+
+    def rows(self, start=(0, 0)):
+        lines = self.files[0].read_text().splitlines()
+        for number, line in enumerate(lines[start[1]:], start[1]):
+            yield Row({"prompt": line, "completion": "ANSWER"}, f"toy:{number}", (0, number + 1))
+
+def open_rows(request):
+    return Rows((Path(request.dataset.dataset_path),))
+"""
+
+
+@pytest.mark.parametrize("packaged", [True, False])
+@pytest.mark.parametrize("editable", [True, False])
+def test_an_edited_reader_of_an_editable_install_is_heard(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, editable: bool, packaged: bool
+) -> None:
+    """Its developer changes no version; of any other install the version says what the code is."""
+    site, path = tmp_path / "site", tmp_path / "asked.txt"
+    path.write_text("ask\nask more\n")
+    info = site / "graftwork_toy-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: graftwork-toy\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[graftwork.plugins]\ntoy = toy_reading\n")
+    (info / "direct_url.json").write_text(json.dumps({"url": "file:///toy", "dir_info": {"editable": editable}}))
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("GRAFTWORK_PLUGINS", "toy")
+
+    def learned(answer: str) -> str:
+        """What a fresh process would learn with the reader as it is now."""
+        for module in [name for name in sys.modules if name.partition(".")[0] == "toy_reading"]:
+            del sys.modules[module]
+        code = ROWS.replace("ANSWER", answer)
+        if packaged:
+            (site / "toy_reading").mkdir(exist_ok=True)
+            (site / "toy_reading" / "__init__.py").write_text(READER)
+            (site / "toy_reading" / "rows.py").write_text(code)
+        else:
+            begin, end = READER.split("def open_rows(request):")
+            (site / "toy_reading.py").write_text(code + begin + end.partition("open_rows(request)\n")[2])
+        importlib.invalidate_caches()
+        reset_registry()
+        tokenizer = make_tokenizer()
+        sample = load(path, tokenizer, dataset={"dataset_name": "toy_rows"}).datasets[0][0]
+        return "".join(tokenizer.decode(sample.input_ids[sample.trained]).split())
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert learned("one") == "one<end>"
+    assert learned("one") == "one<end>"
+    assert len(entries(folder)) == 1
+    assert learned("another") == ("another<end>" if editable else "one<end>")
+    assert len(entries(folder)) == 1 + editable
+    for module in [name for name in sys.modules if name.partition(".")[0] == "toy_reading"]:
+        del sys.modules[module]
+    monkeypatch.undo()
+    reset_registry()
 
 
 def test_a_template_that_writes_the_date_is_not_read_on_another_day(

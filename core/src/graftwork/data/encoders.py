@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import sys
 from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork.chat.fit import require_stops
@@ -119,6 +124,7 @@ def encoder_settings(params: DatasetParams, request: LoadRequest) -> dict[str, A
     owner = readers.owner(params.dataset_name) if readers.knows(params.dataset_name) else None
     return {
         "reader": [spec.name, spec.schema, owner and [owner.distribution, owner.version]],
+        "reader_code": owner and code_being_written(readers[params.dataset_name].open, owner.distribution),
         "options": None if options is None else options.model_dump(mode="json"),
         "part": [params.dataset_path, params.subset, params.split],
         "max_length": None if spec.schema == "text" else request.max_length,
@@ -128,3 +134,31 @@ def encoder_settings(params: DatasetParams, request: LoadRequest) -> dict[str, A
         "variables": request.template_variables,
         "special_tokens_in_content": request.special_tokens_in_content,
     }
+
+
+def code_being_written(function: Any, distribution: str) -> str | None:
+    """A hash of the sources of the package that ``function`` is from, where its distribution is an editable install:
+    its version says nothing of what its developer changed since. None of any other, and of the core's, which has its
+    own.
+    """
+    name = str(getattr(function, "func", function).__module__).partition(".")[0]
+    if name == "graftwork" or not is_editable(distribution):
+        return None
+    module = sys.modules[name]
+    folders = [Path(folder) for folder in getattr(module, "__path__", [])]
+    files = [(file.relative_to(folder), file) for folder in folders for file in sorted(folder.rglob("*.py"))]
+    if not files and module.__file__:
+        files = [(Path(Path(module.__file__).name), Path(module.__file__))]
+    digest = hashlib.sha256()
+    for shown, file in files:
+        digest.update(f"{shown}:".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def is_editable(distribution: str) -> bool:
+    """Whether pip installed it as a link to its sources (PEP 610)."""
+    try:
+        told = metadata.distribution(distribution).read_text("direct_url.json")
+        return bool(told and json.loads(told)["dir_info"]["editable"])
+    except (metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
+        return False
