@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from graftwork.check.forecast import ForecastRequest
@@ -22,7 +24,7 @@ from graftwork.config import RunConfig
 from graftwork.data.batch import Row, to_row
 from graftwork.data.samples import Sample
 from graftwork_native.attention import square_bias
-from graftwork_native.forecast import forecast, telling
+from graftwork_native.forecast import forecast, gaps, telling
 from graftwork_native.live import Live
 
 if TYPE_CHECKING:
@@ -130,6 +132,7 @@ QLORA = {"q_lora": True, "bnb_4bit_quant_type": "nf4"}
     [
         pytest.param("SFT", "single", {}, {}, id="full-SFT"),
         pytest.param("SFT", "half", LORA, {}, id="LoRA-SFT"),
+        pytest.param("SFT", "half", {**LORA, "max_steps": 10}, {}, id="LoRA-SFT-ten-steps"),
         pytest.param("SFT", "half", LORA, QLORA, id="QLoRA-SFT", marks=NEEDS_BITSANDBYTES),
         pytest.param("DPO", "single", {}, {}, id="full-DPO"),
         pytest.param("DPO", "half", LORA, {}, id="LoRA-DPO"),
@@ -139,14 +142,11 @@ QLORA = {"q_lora": True, "bnb_4bit_quant_type": "nf4"}
 def test_the_forecast_is_near_the_peak(
     folder: Path, method: str, model: str, training: dict[str, Any], peft: dict[str, Any]
 ) -> None:
-    """The three of DPO were not used to find any number of the forecast.
-
-    The aim is 15 %. Full fine-tuning has been seen 15.4 % below its forecast, on a machine that was otherwise idle.
-    """
+    """LoRA and QLoRA with DPO were not used to find any number of the forecast."""
     memory = run(folder, configuration(folder, model, method, training=training, peft=peft))
     forecast_bytes = memory["forecast"]["total_bytes"]
     assert forecast_bytes == sum(memory["forecast"]["parts"].values())
-    assert forecast_bytes == pytest.approx(memory["peak_bytes"], rel=0.18), memory
+    assert forecast_bytes == pytest.approx(memory["peak_bytes"], rel=0.15), memory
 
 
 def rows(*lengths: tuple[int, ...]) -> tuple[Row, ...]:
@@ -272,6 +272,34 @@ def test_every_row_leaves_its_kernels() -> None:
 
     one, three = said(half, (70,)), forecast_of_rows(half, rows((70,), (60,), (50,)))
     assert three.parts["kernels"] == 3 * one.parts["kernels"] > 0
+
+
+def test_a_transposed_operand_has_a_kernel_of_its_own() -> None:
+    left, right = (torch.zeros(8, 8, dtype=torch.bfloat16) for _ in range(2))
+    with Live(kernel_bytes=10) as live:
+        for second in (right, right, right.T):
+            left @ second
+    assert len(live.products) == 2
+
+
+def test_gaps_grow_over_the_steps_and_are_larger_for_an_adapter() -> None:
+    def share(**training: Any) -> float:
+        return gaps(RunConfig.model_validate({"model": {"model_name": "llama3_8b"}, "training": training}))
+
+    assert share(max_steps=4) == pytest.approx(share() * (1 - math.exp(-1)))
+    assert share(max_steps=2, gradient_accumulation_steps=2) == share(max_steps=4)
+    assert share(max_steps=20) == pytest.approx(share(), rel=0.01)
+    assert share(use_peft=True) > share()
+
+
+def test_a_mask_takes_everything() -> None:
+    """How much it takes depends on values, and there are none."""
+    live = Live()
+    with FakeTensorMode(), live:
+        values, mask = torch.zeros(2, 3, 5), torch.zeros(2, 3, dtype=torch.bool)
+        taken = values[mask]
+        assert taken.shape == (6, 5)
+        assert values[:, torch.tensor([0, 1])].shape == (2, 2, 5)
 
 
 def test_what_is_alive_is_what_pytorch_has() -> None:

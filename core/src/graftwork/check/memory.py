@@ -24,6 +24,7 @@ WORDS = {
     "logits": "logits",
     "temporary": "temporaries",
     "kernels": "kernels that oneDNN keeps",
+    "libraries": "code and objects of libraries",
     "allocator": "gaps in the heap",
 }
 

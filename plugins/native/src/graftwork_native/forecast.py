@@ -2,11 +2,12 @@
 
 Nothing is estimated from the architecture's numbers: the model is built on the meta device, its rows, loss, backward
 pass and optimizer are the trainer's own, and :mod:`graftwork_native.live` counts. On a CPU comes what is no tensor:
-the kernels that oneDNN keeps, and the gaps of glibc's heap. Only these two are measured numbers.
+the kernels that oneDNN keeps, what libraries take, and the gaps of glibc's heap. Only these three are measured numbers.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -38,19 +39,25 @@ if TYPE_CHECKING:
     from graftwork.config import RunConfig
     from graftwork.data.batch import Row
 
-KERNEL_BYTES = 560_000
+KERNEL_BYTES = 600_000
 """What oneDNN keeps for one shape of a bfloat16 product on a CPU: two buffers of generated code, and a plan (measured
 for nine kinds of products: 552 to 619 KB each; torch 2.13, AVX512)."""
 KERNELS = 1024
 """How many it keeps at most (``ONEDNN_PRIMITIVE_CACHE_CAPACITY``)."""
 
-GAPS = 0.48
-"""How much of what comes and goes glibc's heap has in gaps beside it, at the largest moment.
+LIBRARY_BYTES = 48 << 20
+"""What libraries take beside tensors: code that is read on the way (26 to 35 MiB), and objects (18 to 34 MiB)."""
 
-Small blocks of autograd's and oneDNN's objects lie between the large ones that are freed, and the next block of the
-same size does not fit. Fitted to eight runs of three steps, 0.29 to 0.62, the least in float32; it grows over further
-steps. ``docs/performance.md`` has what other thresholds of the heap give.
+GAPS, GAPS_OF_ADAPTERS = 0.40, 0.62
+"""How much of what comes and goes glibc's heap has in gaps beside it once they grow no more, where all weights are
+trained and where an adapter is.
+
+Small blocks of autograd's objects and oneDNN's kernels lie between the large ones that are freed, and the next block of
+another row's size does not fit. Fitted to four runs of 20 steps, full, LoRA and QLoRA with SFT and full with DPO, in
+bfloat16: 0.49 and 0.34, 0.60 and 0.70. The heap grew until the tenth step at the latest.
 """
+GAPS_PASSES = 4.0
+"""After how many forward passes two thirds of the gaps are there, from the same runs."""
 
 
 def forecast(request: ForecastRequest) -> Forecast:
@@ -152,11 +159,12 @@ class Trace:
 
     def parts(self, rows: Sequence[Row]) -> dict[str, int]:
         """The bytes of each part at the largest moment."""
-        most, parts = self.live.record.peak()
+        _, parts = self.live.record.peak()
         if self.device.type == "cpu":
-            lasting = parts.get("weights", 0) + parts.get("optimizer", 0)
-            parts["allocator"] = int(GAPS * (most - lasting)) if sys.platform == "linux" else 0
             parts["kernels"] = self._kernels(rows) * KERNEL_BYTES
+            passing = sum(parts.values()) - parts.get("weights", 0) - parts.get("optimizer", 0)
+            parts["allocator"] = int(gaps(self.config) * passing) if sys.platform == "linux" else 0
+            parts["libraries"] = LIBRARY_BYTES
         return {part: parts[part] for part in ORDER if parts.get(part)}
 
     def _kernels(self, rows: Sequence[Row]) -> int:
@@ -171,6 +179,15 @@ class Trace:
         return int(min(KERNELS, every + (len(products) - of_segments) * len(sizes) / len(seen)))
 
 
+def gaps(config: RunConfig) -> float:
+    """The share of the gaps after the passes of the run; of a run by epochs, as of a long one."""
+    training = config.training
+    most = GAPS_OF_ADAPTERS if training.use_peft else GAPS
+    if training.max_steps <= 0:
+        return most
+    return most * -math.expm1(-training.max_steps * training.gradient_accumulation_steps / GAPS_PASSES)
+
+
 def lengths_of(rows: Sequence[Row]) -> set[int]:
     """The different lengths of the segments."""
     return {length for row in rows for length in row.segment_lengths}
@@ -178,7 +195,7 @@ def lengths_of(rows: Sequence[Row]) -> set[int]:
 
 ORDER = (
     "weights", "gradients", "optimizer", "activations", "copies of weights", "logits", "temporary", "kernels",
-    "allocator",
+    "libraries", "allocator",
 )  # fmt: skip
 
 

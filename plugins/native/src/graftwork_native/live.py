@@ -88,9 +88,7 @@ class Live(TorchDispatchMode):
             if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
                 self.add(leaf, self._part_of(leaf, name))
         if self.kernel_bytes and name.startswith(PRODUCTS) and result.dtype is torch.bfloat16:
-            self._keep_kernel(
-                (name, *(tuple(leaf.shape) for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)))
-            )
+            self._keep_kernel((name, *(laid_out(leaf) for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor))))
         return result
 
     def _keep_kernel(self, product: tuple[Any, ...]) -> None:
@@ -130,6 +128,11 @@ class Live(TorchDispatchMode):
         if name == "aten._to_copy.default" and tensor.shape in self.weights:
             return "copies of weights"
         return self.part
+
+
+def laid_out(operand: torch.Tensor) -> tuple[Any, ...]:
+    """What a kernel is made for: the shape, and whether it lies transposed."""
+    return *operand.shape, operand.stride(-1) == 1
 
 
 def taking_all(index: torch.Tensor | None) -> list[torch.Tensor | None]:
