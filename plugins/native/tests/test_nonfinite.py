@@ -17,6 +17,7 @@ from graftwork.errors import RunError
 from graftwork.runs.checkpoints import damage
 from graftwork_native import nonfinite
 from graftwork_native import trainer as trainer_module
+from graftwork_native.objective import CrossEntropy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -212,6 +213,63 @@ def test_the_pair_is_named(toys: Any, tmp_path: Path, poisoned: Path) -> None:
     config = configure(toys, tmp_path, poisoned, data, trainer_type="NATIVE_DPO")
     with pytest.raises(RunError, match=rf"step 3: the loss is nan, .* it comes from {path}:5\. The rows of the step"):
         train(config)
+
+
+@pytest.fixture
+def steep(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Places of which the loss is a number and the gradient is not: a root at zero adds nothing and is vertical."""
+    places: list[str] = []
+    plain = CrossEntropy.loss
+
+    def loss(self: CrossEntropy, row: Any, scale: float) -> torch.Tensor:
+        value = plain(self, row, scale)
+        weight = next(weight for weight in self.forward.model.parameters() if weight.requires_grad)
+        return value + (weight.sum() * 0).sqrt() if set(places) & set(row.wheres) else value
+
+    monkeypatch.setattr(CrossEntropy, "loss", loss)
+    return places
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_the_row_whose_gradient_is_no_number_is_named(
+    toys: Any, tmp_path: Path, llama: Path, data: Any, steep: list[str], pack: bool
+) -> None:
+    file = tmp_path / "train.jsonl"
+    steep.append(f"{file}:5")
+    data["train"]["pack"] = pack
+    config = configure(toys, tmp_path, llama, data)
+    with pytest.raises(RunError, match=r"the loss is \d\S+, the norm of its gradient nan") as caught:
+        train(config)
+    said = str(caught.value)
+    assert f"; it comes from the gradient of {file}:5. The rows of the step: " in said
+    assert len(said.partition("The rows of the step: ")[2].partition("\n")[0].split(", ")) > 1
+
+
+@pytest.mark.parametrize("use_peft", [False, True])
+def test_the_search_leaves_no_traces(
+    toys: Any, tmp_path: Path, data: Any, steep: list[str], monkeypatch: pytest.MonkeyPatch, use_peft: bool
+) -> None:
+    """With dropout: the same weights as a run that skips the batch without asking whose fault it is."""
+    steep.append(f"{tmp_path / 'train.jsonl'}:5")
+    toy = toys.save(tmp_path / "toy", attention_dropout=0.2)
+    asked: list[Any] = []
+    real = nonfinite.find_by_gradient
+
+    def noted(rows: Any, objective: Any, model: Any, clear: Any) -> list[str]:
+        weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        before = [(weight.grad is None, id(weight.grad)) for weight in weights]
+        asked.append(real(rows, objective, model, clear))
+        assert [(weight.grad is None, id(weight.grad)) for weight in weights] == before
+        assert not any(weight.grad.any() for weight in weights if weight.grad is not None)
+        return asked[-1]
+
+    for name, search in (("searched", noted), ("not", lambda *args: [])):
+        monkeypatch.setattr(nonfinite, "find_by_gradient", search)
+        training = {"output_dir": str(tmp_path / name), "nonfinite_loss": "skip", "use_peft": use_peft, "max_steps": 4}
+        train(toys.config(tmp_path, toy, data, training=training))
+    assert asked == [[f"{tmp_path / 'train.jsonl'}:5"]]
+    assert toys.weights(tmp_path / "searched") == toys.weights(tmp_path / "not")
+    assert toys.numbers(tmp_path / "searched") == toys.numbers(tmp_path / "not")
 
 
 def test_only_so_many_rows_are_listed() -> None:

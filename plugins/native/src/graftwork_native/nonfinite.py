@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.utils import get_total_norm
 
+from graftwork_native.checkpoint import own_gpus
 from graftwork_native.forward import evaluating
 from graftwork_native.sharding import own_part
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -28,18 +30,31 @@ NAMED = 20
 
 
 def explain(
-    step: int, losses: Sequence[float], norm: float, rows: Sequence[Row], objective: Objective, model: nn.Module
+    step: int,
+    losses: Sequence[float],
+    norm: float,
+    rows: Sequence[Row],
+    objective: Objective,
+    model: nn.Module,
+    clear: Callable[[], None] | None,
 ) -> str:
-    """What happened in a step and where: the rows whose own loss is no number, and all rows of the step."""
+    """What happened in a step and where: the rows whose own loss or gradient is no number, and all rows of the step.
+
+    ``clear`` empties the gradients; None where a row by itself cannot be gone back through.
+    """
     said = f"step {step}: the loss is {sum(losses)}, the norm of its gradient {norm}"
     every = list(dict.fromkeys(where for row in rows for where in row.wheres))
     culprits = list(dict.fromkeys(find_culprits(losses, rows, objective, model)))
+    of_what = ""
+    if not culprits and clear is not None and not broken_weight(model):
+        culprits = list(dict.fromkeys(find_by_gradient(rows, objective, model, clear)))
+        of_what = "the gradient of "
     if weight := broken_weight(model):
         said += f"; {weight} is not finite any more, so an earlier step broke the weights"
     elif len(culprits) == len(every) > 1:
         said += "; so it is in every row, and the steps before are to blame rather than the data"
     elif culprits:
-        said += f"; it comes from {listed(culprits)}"
+        said += f"; it comes from {of_what}{listed(culprits)}"
     return f"{said}. The rows of the step: {listed(every)}"
 
 
@@ -48,6 +63,40 @@ def find_culprits(losses: Sequence[float], rows: Sequence[Row], objective: Objec
     with evaluating(model):
         found = [where for row, loss in zip(rows, losses, strict=True) for where in broken(row, loss, objective)]
     objective.sums()  # of these trials nobody wants to know
+    return found
+
+
+def find_by_gradient(
+    rows: Sequence[Row], objective: Objective, model: nn.Module, clear: Callable[[], None]
+) -> list[str]:
+    """The places of the samples whose own gradient is not finite, each with the weight that it has in the step.
+
+    Leaves no gradient behind, and draws from copies of the generators of random numbers. A row that takes more memory
+    than there is (a step's gradients are freed by now) ends the search: it is a message that is wanted.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    scale = 1.0 / max(1, sum(objective.weight(row) for row in rows))
+
+    def has_bad_gradient(row: Row) -> bool:
+        if not len(row.labels):
+            return False
+        clear()
+        objective.loss(row, scale).backward()
+        own = [parameter.grad for parameter in trained if parameter.grad is not None]
+        return bool(own) and not math.isfinite(float(get_total_norm(own)))
+
+    found: list[str] = []
+    with torch.random.fork_rng(own_gpus(model)):
+        try:
+            for row in rows:
+                if has_bad_gradient(row):
+                    alone = [where for single in singles(row) if has_bad_gradient(single) for where in single.wheres]
+                    found += alone or row.wheres
+        except torch.OutOfMemoryError:
+            found = []
+        finally:
+            clear()
+            objective.sums()
     return found
 
 

@@ -11,6 +11,7 @@ import math
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -201,7 +202,9 @@ class NativeTrainer:
         clear_gradients(self.parts.optimizer, self.parts.forward.kept)
         state, model = self.state, self.parts.forward.model
         state.skipped_in_a_row += 1
-        said = nonfinite.explain(state.step + 1, losses, norm, rows, self.parts.objective, model)
+        alone = self.world.size == 1 and self.parts.backward_step is None
+        clear = partial(clear_gradients, self.parts.optimizer, self.parts.forward.kept) if alone else None
+        said = nonfinite.explain(state.step + 1, losses, norm, rows, self.parts.objective, model, clear)
         if self.training.nonfinite_loss == "skip" and state.skipped_in_a_row < nonfinite.MOST_IN_A_ROW:
             if not self.world.any(nonfinite.broken_weight(model) is not None):
                 state.skipped += 1
