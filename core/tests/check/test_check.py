@@ -11,6 +11,8 @@ import yaml
 from graftwork.check.check import check_run
 from graftwork.check.data import length_facts
 from graftwork.check.memory import free_memory
+from graftwork.check.subject import Subject
+from graftwork.config import load_config
 from graftwork.errors import DataError
 
 if TYPE_CHECKING:
@@ -312,3 +314,74 @@ def test_a_mistake_in_the_data_points_to_the_check(
     first, second = err.strip().splitlines()[-2:]
     assert first.endswith("rows.jsonl:3: no messages")
     assert second.strip() == f"All that can be known of this run before it begins: graft check -c {path}"
+
+
+@pytest.mark.parametrize(
+    ("rows", "count", "samples"), [(500, 50, 50), (500, 300, 300), (500, 1000, 1000), (5, 12, 12), (5, 3, 3)]
+)
+def test_sample_count_is_what_an_epoch_takes(write_config: WriteConfig, rows: int, count: int, samples: int) -> None:
+    """It said 250 steps where 50 of 500 rows were asked for, and the run took 25."""
+    path = write_config([chat(f"{number:04}", "yes") for number in range(rows)])
+    facts = part(check_run(str(path), [f"data.train.datasets[0].sample_count={count}"]), "steps").facts
+    one = len("<user>0000\n") + len("yes") + 1
+    assert (facts["steps_per_epoch"], facts["tokens_per_epoch"]) == (-(-samples // 2), samples * one)
+    assert facts["trained_tokens_per_epoch"] == samples * (len("yes") + 1)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("rows", [40, 1000])
+def test_a_mixture_has_the_steps_and_tokens_that_its_loader_gives(
+    write_config: WriteConfig, tmp_path: Path, rows: int, packed: bool
+) -> None:
+    """Held against an epoch of the loader that trainers get, over all rows: to the token where all were looked at,
+    else within what the draw of a mixture spreads.
+    """
+    path = str(write_config([chat(f"{number:04}", "yes") for number in range(rows)]))
+    (tmp_path / "long.jsonl").write_text(json.dumps(chat("longer", "no, it is odd")) + "\n")
+    shares = [{"mixture_proportion": 0.8, "sample_count": rows // 2}, {"mixture_proportion": 0.2, "sample_count": rows}]
+    config = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    first = config["data"]["train"]["datasets"][0]
+    second = {**first, "dataset_path": str(tmp_path / "long.jsonl")}
+    config["data"]["train"] |= {"datasets": [first | shares[0], second | shares[1]], "pack": packed}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+
+    facts = part(check_run(path), "steps").facts
+    loader = Subject.of(load_config(path), None).loader()
+    assert loader is not None
+    blocks = list(loader.blocks(0))
+    tokens, steps = sum(len(sample) for block in blocks for sample in block), -(-len(blocks) // 2)
+    spread = 0 if rows == 40 else 0.1
+    assert facts["tokens_per_epoch"] == pytest.approx(tokens, rel=spread)
+    assert facts["steps_per_epoch"] == pytest.approx(steps, rel=spread)
+
+
+def test_a_sample_count_that_leaves_nothing_is_an_error(write_config: WriteConfig) -> None:
+    report = check_run(str(write_config(ROWS)), ["data.train.datasets[0].sample_count=0"])
+    assert any("left out by sample_count" in text for text in texts(report, "steps", "error"))
+
+
+def test_what_over_long_cuts_need_not_end_in_a_stop_token(write_config: WriteConfig) -> None:
+    rows = [chat("q", "a" * 90), *ROWS]
+    report = check_run(str(write_config(rows, data={"train": {"over_long": "truncate"}})))
+    assert report.ok, texts(report, "template", "error")
+    assert any("'yes<end>'; it ends in '<end>'" in text for text in texts(report, "template", "ok"))
+    only = check_run(str(write_config(rows[:1], data={"train": {"over_long": "truncate"}})))
+    assert only.ok
+    assert any("which no stop token is" in text for text in texts(only, "template", "note"))
+
+
+def test_a_template_without_tools_is_no_mistake_where_the_rows_have_none(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    template = tmp_path / "no_tools.jinja"
+    template.write_text(
+        "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+        "{% generation %}{{ (message['content'] or '') + eos_token }}{% endgeneration %}"
+        "{% elif message['role'] != 'tool' %}{{ '<' + message['role'] + '>' + message['content'] + '\n' }}{% endif %}"
+        "{% endfor %}"
+    )
+    report = check_run(str(write_config(ROWS, model={"chat_template": str(template)})))
+    assert any("dropped silently" in text for text in texts(report, "template", "warn"))
+    assert report.ok, texts(report, "template", "error")
+    called = {"messages": [*ROWS[0]["messages"], {"role": "tool", "content": "4"}, *ROWS[1]["messages"]]}
+    assert not check_run(str(write_config([called], model={"chat_template": str(template)}))).ok

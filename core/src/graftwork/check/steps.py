@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import ceil
 from typing import TYPE_CHECKING
 
 from graftwork.check.report import Part
+from graftwork.errors import DataError
 
 if TYPE_CHECKING:
     from graftwork.check.subject import Subject
@@ -25,39 +27,81 @@ def steps_part(subject: Subject) -> Part:
     if loader is None:
         part.note("tokens and epochs are not known, because no training row could be read")
         return part
+    try:
+        loader.plan(0)
+    except DataError as error:
+        part.error(str(error))
+        return part
     count_tokens(part, subject, loader)
     count_steps(part, subject, loader, blocks)
     return part
 
 
-def scale_of(subject: Subject) -> float | None:
-    """Rows in all for each sampled row; None where it is not known how many there are."""
-    datasets = subject.splits["train"]
-    if any(dataset.rows is None for dataset in datasets):
-        return None
-    return sum(dataset.rows or 0 for dataset in datasets) / max(1, sum(dataset.account.read for dataset in datasets))
-
-
 def count_tokens(part: Part, subject: Subject, loader: IndexedLoader) -> None:
     """Tokens of an epoch: counted, or estimated from the sample and the size of the files."""
-    scale = scale_of(subject)
     estimated = any(dataset.estimated for dataset in subject.splits["train"])
     part.facts |= {"estimated": estimated, "tokens_per_epoch": None, "trained_tokens_per_epoch": None}
-    if scale is None:
+    picks = picks_of(subject, loader)
+    if picks is None:
         part.note("how many rows there are is not known without reading all of them (--all)")
         return
-    tokens, trained = round(loader.counts.tokens * scale), round(loader.counts.supervised_tokens * scale)
+    tokens, trained = tokens_of(subject, loader, picks)
     part.facts |= {"tokens_per_epoch": tokens, "trained_tokens_per_epoch": trained}
     about = "about " if estimated else ""
-    part.ok(f"{about}{tokens:,} tokens in an epoch, {about}{trained:,} of them trained, before sampling and mixing")
+    part.ok(f"{about}{tokens:,} tokens in an epoch, {about}{trained:,} of them trained")
+
+
+def picks_of(subject: Subject, loader: IndexedLoader) -> list[float] | None:
+    """Samples that an epoch takes of each dataset, after sampling and mixing; None where the rows are not known."""
+    datasets, split = subject.splits["train"], subject.config.data.train
+    if any(dataset.rows is None for dataset in datasets):
+        return None
+    if all(dataset.whole for dataset in datasets):
+        counts = Counter(loader.plan(0).picks[:, 0].tolist())
+        return [float(counts[number]) for number in range(len(datasets))]
+    takes: list[float] = []
+    for params, dataset in zip(split.datasets, datasets, strict=True):
+        usable = (dataset.rows or 0) * len(dataset.samples) / max(1, dataset.account.read)
+        takes.append(usable if params.sample_count is None else params.sample_count)
+    shares = [params.mixture_proportion or 0.0 for params in split.datasets]
+    if not any(shares):
+        return takes
+    ends = [count * sum(shares) / share for count, share in zip(takes, shares, strict=True) if share and count]
+    drawn = (min if split.mixture_strategy == "first_exhausted" else max)(ends, default=0.0)
+    return [drawn * share / sum(shares) for share in shares]
+
+
+def tokens_of(subject: Subject, loader: IndexedLoader, picks: list[float]) -> tuple[int, int]:
+    """Tokens of so many samples of each dataset, and trained ones: exactly where all rows were read."""
+    datasets = loader.datasets
+    if all(dataset.whole for dataset in subject.splits["train"]):
+        taken = [(datasets[number], index) for number, index in loader.plan(0).picks.tolist()]
+        return sum(int(own.lengths[at]) for own, at in taken), sum(int(own.supervised[at]) for own, at in taken)
+    means = [(own.lengths.mean(), own.supervised.mean()) for own in datasets]
+    pairs = list(zip(picks, means, strict=True))
+    return round(sum(n * each for n, (each, _) in pairs)), round(sum(n * each for n, (_, each) in pairs))
+
+
+def blocks_of(subject: Subject, loader: IndexedLoader) -> float:
+    """Samples, or packed rows, of an epoch; 0 where the rows are not known."""
+    picks = picks_of(subject, loader)
+    if picks is None:
+        return 0
+    sampled = loader.plan(0)
+    if all(dataset.whole for dataset in subject.splits["train"]):
+        return len(sampled.plan)
+    if subject.config.data.train.pack or subject.schema == "text":
+        lengths = [own.lengths for own in loader.datasets]
+        tokens = sum(int(lengths[number][index]) for number, index in sampled.picks.tolist())
+        return len(sampled.plan) * tokens_of(subject, loader, picks)[0] / tokens
+    return len(sampled.plan) * sum(picks) / len(sampled.picks)
 
 
 def count_steps(part: Part, subject: Subject, loader: IndexedLoader, blocks: int) -> None:
     """``max_steps``, or the steps of the epochs."""
     training, split = subject.config.training, subject.config.data.train
     streamed = split.stream or any(dataset.stream for dataset in split.datasets)
-    scale = scale_of(subject)
-    each = 0 if scale is None else scale * sum(1 for _ in loader.blocks(0)) / blocks
+    each = blocks_of(subject, loader) / blocks
     part.facts["steps_per_epoch"] = ceil(each) or None
     if training.max_steps > 0:
         total: int | None = training.max_steps
@@ -65,8 +109,9 @@ def count_steps(part: Part, subject: Subject, loader: IndexedLoader, blocks: int
         total = None
         part.error("training.max_steps: data that is streamed has no known end; say how many steps to train")
     else:
-        whole = loader.count_steps(training.num_train_epochs) if scale == 1 else None
-        total = whole if whole is not None else ceil(each * training.num_train_epochs) or None
+        whole = all(dataset.whole for dataset in subject.splits["train"])
+        about_all = ceil(ceil(each) * training.num_train_epochs)
+        total = (loader.count_steps(training.num_train_epochs) if whole else about_all) or None
     part.facts["steps"] = total
     if total:
         about = "about " if part.facts["estimated"] and training.max_steps <= 0 else ""
