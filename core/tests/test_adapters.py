@@ -401,3 +401,17 @@ def test_merging_needs_an_adapter(toy_model: Any, trained: tuple[Path, Path, tor
 def test_an_adapter_that_is_not_there_is_called_one() -> None:
     with pytest.raises(ModelError, match=r"adapter \./nowhere: .*there is no folder"):
         adapter_folder("./nowhere")
+
+
+def test_a_tied_head_trained_whole_beside_added_tokens_names_the_embeddings(toy_model: Any) -> None:
+    """PEFT wrapped the one weight twice, and the first forward pass died of it."""
+    tied = built(toy_model("llama", tie_word_embeddings=True))
+    with pytest.raises(
+        UsageError, match=r"'lm_head' shares its weight with 'embed_tokens'.*: name 'embed_tokens' instead"
+    ):
+        attach_adapter(tied, PeftParams(lora_modules_to_save=["lm_head"]), tokens=[5])
+    whole = attach_adapter(tied, PeftParams(lora_modules_to_save=["embed_tokens"]), tokens=[5])
+    assert torch.isfinite(whole(IDS).logits).all()
+    own_head = built(toy_model("llama", tie_word_embeddings=False))
+    adapted = attach_adapter(own_head, PeftParams(lora_modules_to_save=["lm_head"]), tokens=[5])
+    assert torch.isfinite(adapted(IDS).logits).all()

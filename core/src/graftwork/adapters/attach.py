@@ -112,7 +112,15 @@ def check_names(config: RunConfig) -> None:
     named = (peft.lora_target_modules, peft.lora_modules_to_save, peft.lora_exclude_modules)
     if not config.training.use_peft or config.model.adapter_model or not any(named):
         return
-    lora_config(without_weights(config.model), peft, family=config.model.family)
+    try_on(without_weights(config.model), config)
+
+
+def try_on(built: PreTrainedModel, config: RunConfig) -> LoraConfig:
+    """PEFT's configuration for the model without weights, after everything that ``peft`` names was looked up in it."""
+    found = lora_config(built, config.peft, family=config.model.family)
+    if config.model.added_tokens:
+        token_targets(built, (), config.peft.lora_modules_to_save or ())
+    return found
 
 
 def without_weights(params: ModelParams) -> PreTrainedModel:

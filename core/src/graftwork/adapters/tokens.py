@@ -71,12 +71,21 @@ def rows_in(folder: Path) -> int | None:
 
 
 def token_targets(model: Any, ids: Sequence[int], whole: Iterable[str]) -> dict[str, list[int]]:
-    """PEFT's ``trainable_token_indices``: by module, without those in ``whole``, which are trained anyway."""
+    """PEFT's ``trainable_token_indices``: by module, without those in ``whole``, which are trained anyway.
+
+    Raises :class:`UsageError` where ``whole`` names the output layer and that is tied to the embeddings.
+    """
+    whole = tuple(whole)
     modules = [model.get_input_embeddings()]
     output = model.get_output_embeddings()
     if output is not None and output.weight is not modules[0].weight:
         modules.append(output)
     names = [_leaf(model, module) for module in modules]
+    if len(modules) == 1 and output is not None and _leaf(model, output) in set(whole) - set(names):
+        raise UsageError(
+            f"peft.lora_modules_to_save: {_leaf(model, output)!r} shares its weight with {names[0]!r}, of "
+            f"which model.added_tokens trains rows (tie_word_embeddings): name {names[0]!r} instead, or leave it out"
+        )
     return {name: list(ids) for name in names if name not in set(whole)}
 
 

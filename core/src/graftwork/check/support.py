@@ -91,10 +91,9 @@ def adapter(part: Part, subject: Subject) -> None:
     config = subject.config
     if not config.training.use_peft:
         return
-    from graftwork.adapters.attach import lora_config, without_weights
+    from graftwork.adapters.attach import try_on, without_weights
 
-    built = without_weights(config.model)
-    targets = sorted(lora_config(built, config.peft, family=config.model.family).target_modules)
+    targets = sorted(try_on(without_weights(config.model), config).target_modules)
     part.facts["lora_targets"] = targets
     part.ok(f"LoRA of rank {config.peft.lora_r} goes onto {', '.join(targets)}")
 
