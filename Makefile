@@ -62,6 +62,7 @@ format: $(INSTALLED) ## Let ruff format and repair what it can.
 
 docs: $(INSTALLED) ## Write the generated parts of docs/ again.
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/chart.py
 
 bench: $(BENCH_INSTALLED) ## Measure speed and memory side by side with TRL.
 	$(BIN)/python benchmarks/run.py $(ARGS)
