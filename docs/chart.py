@@ -141,7 +141,7 @@ def draw(panel: Panel, top: int) -> list[str]:
     lines = [f'<text class="title" x="0" y="{top + 18}">{escape(panel.title)}</text>']
     for place, bar in enumerate(panel.bars):
         first = panel.marks_first and place == 0
-        lines += draw_bar(bar, top + TOP + ROW * place, first)
+        lines += draw_bar(bar, top + TOP + ROW * place, first, panel.bars[0].length if panel.marks_first else 0.0)
     if panel.marks_first:
         x, begin = NAMES + round(BARS * panel.bars[0].length, 1), top + TOP + ROW
         end = begin + ROW * (len(panel.bars) - 1)
@@ -149,14 +149,15 @@ def draw(panel: Panel, top: int) -> list[str]:
     return lines
 
 
-def draw_bar(bar: Bar, y: int, first: bool) -> list[str]:
-    """Name, bar, and what is said at its end."""
+def draw_bar(bar: Bar, y: int, first: bool, line: float) -> list[str]:
+    """Name, bar, and what is said at its end, or behind the line that stands at ``line``."""
     width, kind, text = max(1.0, round(BARS * bar.length, 1)), "first" if first else "bar", y + THICK - 2
+    end = NAMES + max(width, round(BARS * line, 1))
     colour = ' class="first-text"' if first else ""
     return [
         f'<text{colour} x="{NAMES - 10}" y="{text}" text-anchor="end">{escape(bar.name)}</text>',
         f'<rect class="{kind}" x="{NAMES}" y="{y}" width="{width}" height="{THICK}" rx="2"/>',
-        f'<text{colour} x="{NAMES + width + 8:g}" y="{text}">{escape(bar.said)}</text>',
+        f'<text{colour} x="{end + 8:g}" y="{text}">{escape(bar.said)}</text>',
     ]
 
 
