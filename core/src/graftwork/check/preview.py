@@ -88,11 +88,11 @@ def roles_of(subject: Subject, split: str, wanted: set[str]) -> dict[str, list[s
         if spec.schema == "chat":
             for row in islice(open_source(params, spec, options).rows(), subject.limit):
                 if row.where in wanted:
-                    found[row.where] = conversation_roles(subject, row, getattr(options, "messages_field", "messages"))
+                    found[row.where] = conversation_roles(subject, row, getattr(options, "messages_field", None))
     return found
 
 
-def conversation_roles(subject: Subject, row: Row, messages_field: str) -> list[str | None]:
+def conversation_roles(subject: Subject, row: Row, messages_field: str | None) -> list[str | None]:
     """The role of each token; empty where the template does not tell."""
     from graftwork.chat.encode import token_roles
     from graftwork.data.conversations import to_conversation, tools_of
