@@ -55,7 +55,7 @@ def text(generator: random.Random, letters: int) -> str:
 def rows_of(kind: str, count: int) -> list[dict[str, Any]]:
     generator = random.Random(0)
     say = partial(text, generator)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for _ in range(count):
         question, answer, other = (say(generator.randint(60, 300)) for _ in range(3))
         asked = [{"role": "user", "content": question}]
