@@ -111,6 +111,25 @@ def test_a_method_of_the_page(method: str, family: str, tmp_path: Path) -> None:
     assert tokenizer.chat_template is not None or method == "Pretraining"
 
 
+@pytest.mark.parametrize("family", ["llama"], indirect=True)
+def test_pretraining_as_it_is_written_goes_through_the_corpus(family: str, tmp_path: Path) -> None:
+    """Streamed, and without a number of steps: the run counts those of its epochs."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": "A tree. " * 40}) + "\n" for _ in range(60)))
+    written = block("Pretraining", "yaml").replace("/path/to/corpus", str(tmp_path / "rows.jsonl"))
+    (tmp_path / "page.yaml").write_text(written.replace("2048", "256"))
+    overrides = [*(line for line in OVERRIDES if "max_steps" not in line), "model.model_max_length=256"]
+    config = load_config(tmp_path / "page.yaml", overrides)
+    epochs = config.training.num_train_epochs
+    assert config.data.train.datasets[0].stream and config.training.max_steps < 0
+    result = train(config)
+    tokens = result.metrics["total_tokens"]
+    assert result.step > epochs and tokens == result.step * 2 * 256
+    in_memory = load_config(tmp_path / "page.yaml", [*overrides, "training.output_dir=two"])
+    for params in in_memory.data.train.datasets:
+        params.stream = False
+    assert abs(train(in_memory).step - result.step) <= epochs
+
+
 def test_every_block_of_the_page_is_one_of_these_or_of_vision() -> None:
     everywhere = re.findall(r"^```(?:python|yaml)\n", PAGE.read_text("utf-8"), re.M)
     assert len(everywhere) == 2 * len(METHODS) + 1, "a row and a configuration for each method, and one for vision"

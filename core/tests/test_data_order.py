@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 from collections import Counter
 from itertools import islice
+from math import ceil
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 import pytest
 
-from graftwork.config import DatasetParams, DatasetSplitParams
+from graftwork.config import DatasetParams, DatasetSplitParams, RunConfig
 from graftwork.data.account import Account, Outcome
 from graftwork.data.batch import to_row
 from graftwork.data.blocks import Packer
 from graftwork.data.indexed import IndexedLoader
 from graftwork.data.lengths import prepare
+from graftwork.data.loader import count_steps
 from graftwork.data.order import epoch_order, interleave
 from graftwork.data.readers import FileSource, read_json_lines
 from graftwork.data.samples import Sample
 from graftwork.data.streaming import Mixture, ShuffledRows, StreamedLoader
-from graftwork.errors import DataError
+from graftwork.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -452,6 +455,48 @@ def test_a_stream_counts_each_row_once_also_when_it_is_resumed(tmp_path: Path, s
         assert (account.read, account.used, account.closed) == (10, 6, True)
         said = [(kind.reason.partition(":")[0], kind.rows) for kind in account.rejected.values()]
         assert sorted(said) == [("bad", 3), ("not JSON", 1)]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_the_steps_of_a_stream_are_counted_and_leave_it_as_it_was(tmp_path: Path, shuffle: bool) -> None:
+    """Six rows of ten are good. The last two are not, which is known with the step after them."""
+    straight, loader = (
+        counted(tmp_path, max_rejected=4, shuffle=shuffle, shuffle_buffer_size=3) for _ in ("straight", "counted")
+    )
+    steps = loader.count_steps(1)
+    assert steps in (6, 7)
+    assert loader.count_steps(2.5) == ceil(2.5 * steps)
+    assert loader.epoch == 0
+    [account] = loader.accounts
+    assert (account.read, account.used) == (10, 6)
+    rows = [first_tokens(step) for step in islice(straight.steps(), 20)]
+    assert [first_tokens(step) for step in islice(loader.steps(), 20)] == rows
+    assert (account.read, account.used, account.closed) == (10, 6, True)
+    assert account.to_plain() == straight.accounts[0].to_plain()
+
+
+@pytest.mark.parametrize("packing", ["cut", "whole", "none"])
+def test_a_packed_mixture_has_counted_its_steps(tmp_path: Path, packing: str) -> None:
+    straight, loader = (streamed(tmp_path, packing=packing) for _ in ("straight", "counted"))
+    steps = 0
+    for _ in straight.steps():
+        steps += 1
+        if straight.epoch:
+            break
+    assert loader.count_steps(1) == steps > 1
+    again = streamed(tmp_path, packing=packing)
+    ours, theirs = ([tokens(step) for step in islice(one.steps(), 20)] for one in (loader, again))
+    assert ours == theirs
+
+
+def test_of_data_on_the_hub_the_steps_have_to_be_said(tmp_path: Path) -> None:
+    loader = counted(tmp_path, max_rejected=4)
+    loader.mixture.streams[0].source = SimpleNamespace(revisions={"hf://datasets/a/b@c/d.jsonl": "c"})
+    config = RunConfig(model={"model_name": "gpt2"}, training={"num_train_epochs": 2})
+    with pytest.raises(UsageError, match=r"training\.max_steps: .* streamed from the Hub .*; say how many steps to"):
+        count_steps(config, loader)
+    config.training.max_steps = 7
+    assert count_steps(config, loader) == 7
 
 
 def test_a_stream_stops_where_too_many_rows_are_rejected(tmp_path: Path) -> None:

@@ -129,6 +129,15 @@ def test_steps_and_tokens(write_config: WriteConfig) -> None:
     assert facts["tokens_per_epoch"] == part(check_run(str(write_config(ROWS))), "template").facts["tokens"]
 
 
+def test_the_steps_of_a_stream_are_about_those_of_its_rows(write_config: WriteConfig) -> None:
+    path = write_config(ROWS)
+    streamed = check_run(str(path), ["data.train.stream=true"])
+    whole, about = (part(report, "steps").facts["steps"] for report in (check_run(str(path)), streamed))
+    assert about == pytest.approx(whole, abs=1) and streamed.ok
+    assert any(text.startswith("about ") for text in texts(streamed, "steps", "ok"))
+    assert "counts its steps in one pass" in " ".join(texts(streamed, "steps", "note"))
+
+
 def test_the_forecast_is_the_trainers(write_config: WriteConfig) -> None:
     report = check_run(str(write_config(ROWS, training={"save_steps": 1, "save_total_limit": 2})))
     facts = part(report, "memory").facts

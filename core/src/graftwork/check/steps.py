@@ -105,16 +105,15 @@ def count_steps(part: Part, subject: Subject, loader: IndexedLoader, blocks: int
     part.facts["steps_per_epoch"] = ceil(each) or None
     if training.max_steps > 0:
         total: int | None = training.max_steps
-    elif streamed:
-        total = None
-        part.error("training.max_steps: data that is streamed has no known end; say how many steps to train")
     else:
-        whole = all(dataset.whole for dataset in subject.splits["train"])
+        whole = not streamed and all(dataset.whole for dataset in subject.splits["train"])
         about_all = ceil(ceil(each) * training.num_train_epochs)
         total = (loader.count_steps(training.num_train_epochs) if whole else about_all) or None
     part.facts["steps"] = total
+    if streamed and training.max_steps <= 0:
+        part.note("data.train is streamed: the run counts its steps in one pass over it, unless max_steps says them")
     if total:
-        about = "about " if part.facts["estimated"] and training.max_steps <= 0 else ""
+        about = "about " if (part.facts["estimated"] or streamed) and training.max_steps <= 0 else ""
         warmup = training.warmup_steps or ceil((training.warmup_ratio or 0) * total)
         text = f"{about}{total:,} steps" + (f", {warmup:,} of them warm-up" if warmup else "")
         if epoch := part.facts["steps_per_epoch"]:

@@ -158,11 +158,18 @@ def seed_of(request: LoadRequest) -> int:
 
 
 def count_steps(config: RunConfig, loader: Loader) -> int:
-    """``max_steps``, or the steps in ``num_train_epochs``."""
+    """``max_steps``, or the steps in ``num_train_epochs``. Those of files that are streamed are found by going through
+    them once; what would have to be fetched from the Hub for that is not.
+    """
     if config.training.max_steps > 0:
         return config.training.max_steps
-    if not isinstance(loader, IndexedLoader):
-        raise UsageError("training.max_steps: data that is streamed has no known end; say how many steps to train")
+    if isinstance(loader, StreamedLoader):
+        if any(getattr(stream.source, "revisions", {}) for stream in loader.mixture.streams):
+            raise UsageError(
+                "training.max_steps: how many steps an epoch has is not known of data that is streamed from the Hub "
+                "without fetching all of it; say how many steps to train"
+            )
+        logger.info("data.train is streamed and training.max_steps not set: its steps are counted in one pass over it")
     return loader.count_steps(config.training.num_train_epochs)
 
 

@@ -7,6 +7,7 @@ is given its state back goes on with the same rows in the same order.
 from __future__ import annotations
 
 import random
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -111,7 +112,7 @@ class ShuffledRows:
         """The inverse of :meth:`state_dict`."""
         self.epoch, self.taken = state["epoch"], state["taken"]
         self.position = to_position(state["position"])
-        self.seen, self.whole = to_position(state["seen"]), state["whole"]
+        self.seen, self.passed, self.whole = to_position(state["seen"]), START, state["whole"]
         self.buffer = [row_from_plain(item) for item in state["buffer"]]
         self.generator.setstate(to_generator_state(state["generator"]))
         self._rows = self.source.rows(self.position)
@@ -198,7 +199,7 @@ class Mixture:
 
 
 class StreamedLoader:
-    """Steps over a mixture of streams, without end: how long to train is for ``max_steps`` to say.
+    """Steps over a mixture of streams, without end: how long to train is said by ``max_steps``, or counted before.
 
     ``prepare`` and ``accounts`` are one for each stream: what becomes of a row, and who counts it.
     """
@@ -225,6 +226,24 @@ class StreamedLoader:
     def epoch(self) -> int:
         """Epochs of the mixture that are over, once the blocks of their last row are taken."""
         return self.mixture.epoch + (self.mixture.is_over and not self.ready)
+
+    def count_steps(self, epochs: float) -> int:
+        """Optimizer steps in so many epochs: as many as in the first one, which is gone through for that, times their
+        number. Afterwards the stream stands where it stood, with its rows accounted for.
+        """
+        before = self.state_dict()
+        steps = self.steps()
+        count = 0
+        while not self.epoch:
+            next(steps)
+            count += 1
+        while not self.mixture.epoch:  # its first row says that the rows of the epoch before were all
+            next(steps)
+        after = self.state_dict()
+        for own, read in zip(before["mixture"]["streams"], after["mixture"]["streams"], strict=True):
+            own |= {"seen": read["seen"], "whole": read["whole"]}
+        self.load_state_dict({**before, "accounts": after["accounts"]})
+        return ceil(count * epochs)
 
     def steps(self) -> Iterator[list[TensorRow]]:
         """Each step's rows, from the loader's state on."""
