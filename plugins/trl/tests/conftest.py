@@ -59,10 +59,16 @@ def make_tokenizer(pad: str | None = "<pad>") -> PreTrainedTokenizerFast:
     )
 
 
-def save_toy(folder: Path, dtype: torch.dtype = torch.float32, pad: str | None = "<pad>", **changes: Any) -> Path:
-    """A toy Llama's folder, its weights large enough that nothing is nearly linear, with the tokenizer."""
+def save_toy(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    pad: str | None = "<pad>",
+    model_type: str = "llama",
+    **changes: Any,
+) -> Path:
+    """A toy model's folder, its weights large enough that nothing is nearly linear, with the tokenizer."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **{**SIZE, **changes}))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**SIZE, **changes}))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

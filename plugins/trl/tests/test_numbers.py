@@ -79,6 +79,45 @@ def test_dpo_is_the_native_one_step_for_step(toys: Any, tmp_path: Path, llama: P
     close(*evaluations, 1e-3)  # type: ignore[misc]
 
 
+@pytest.fixture(scope="module")
+def mixtral(toys: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy mixture of experts; TRL adds the auxiliary loss of such a model unasked."""
+    folder = tmp_path_factory.mktemp("toy") / "mixtral"
+    saved: Path = toys.save(folder, model_type="mixtral", num_local_experts=4, router_aux_loss_coef=0.25)
+    return saved
+
+
+@pytest.mark.parametrize(("trl", "native"), [("TRL_SFT", "NATIVE_SFT"), ("TRL_DPO", "NATIVE_DPO")])
+def test_a_mixture_of_experts_has_no_loss_that_native_lacks(
+    toys: Any, tmp_path: Path, mixtral: Path, trl: str, native: str
+) -> None:
+    data = toys.data(tmp_path, trl)
+    training = {"max_steps": 3, "learning_rate": 1e-3}
+    runs = [
+        run_here(toys, tmp_path, mixtral, method, data, training={**training, "trainer_kwargs": options})
+        for method, options in ((trl, {}), (native, {"sample_count": 0}))
+    ]
+    close(steps_of(toys, runs[0]), steps_of(toys, runs[1]), 1e-3)
+
+
+@pytest.mark.parametrize("method", ["TRL_SFT", "TRL_DPO"])
+def test_the_auxiliary_loss_of_a_mixture_is_added_where_asked_for(
+    toys: Any, tmp_path: Path, mixtral: Path, method: str
+) -> None:
+    """By a number, or by null with the architecture's own; what is saved says what it said before."""
+    data, first = toys.data(tmp_path, method), []
+    for number, weight in enumerate((0.0, 0.25, None)):
+        training = {"max_steps": 1, "trainer_kwargs": {"router_aux_loss_coef": weight}, "save_steps": 1}
+        training |= {"output_dir": str(tmp_path / str(number))}
+        run_here(toys, tmp_path, mixtral, method, data, training=training)
+        first.append(steps_of(toys, tmp_path / str(number))[0][0])
+        for saved in ("final", "checkpoints/step-1"):
+            for name in ("output_router_logits", "router_aux_loss_coef"):
+                assert json_of(tmp_path / str(number) / saved)[name] == json_of(mixtral)[name]
+    assert first[1] == pytest.approx(first[2], rel=1e-6)
+    assert first[1] > first[0] + 0.2  # 0.25 times a loss that is at least 1
+
+
 def plain_dpo(model: Any, reference: Any, batch: Any, beta: float) -> torch.Tensor:
     """Rafailov et al. 2023, equation 7: the mean over the pairs."""
 

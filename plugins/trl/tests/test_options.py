@@ -29,12 +29,23 @@ OPTIONS = {
     "TRL_ORPO": params.OrpoOptions,
 }
 
+OWN = ("reward_functions", "router_aux_loss_coef")
+"""Options that are not TRL's, or not with its default."""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_auxiliary_loss_is_off_wherever_trl_has_it(name: str) -> None:
+    has = any(field.name == "router_aux_loss_coef" for field in fields(METHODS[name].load()[1]))
+    defaults = OPTIONS[name].model_construct().for_trl()
+    assert ("router_aux_loss_coef" in defaults) == has
+    assert defaults.get("router_aux_loss_coef", 0.0) == 0.0
+
 
 @pytest.mark.parametrize("name", METHODS)
 def test_defaults_are_those_of_trl(name: str) -> None:
     theirs = {field.name: field for field in fields(METHODS[name].load()[1])}
     for option, field in OPTIONS[name].model_fields.items():
-        if option == "reward_functions":
+        if option in OWN:
             continue
         found = theirs[option]
         default = found.default if found.default is not MISSING else found.default_factory()

@@ -242,15 +242,15 @@ def save_model(folder: Path, model: Any, session: Session, came: Came, state_dic
     session.tokenizer.save_pretrained(folder)
 
 
-KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
+KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "output_router_logits", "router_aux_loss_coef")
 
 
 @contextmanager
 def as_it_came(model: Any, saved: Came) -> Iterator[None]:
     """Within the block the model's configurations are as they came.
 
-    TRL and transformers write the padding token, and the tokenizer's others, into them for the training, and switch
-    the cache off.
+    TRL and transformers write the padding token, and the tokenizer's others, into them for the training, switch the
+    cache off, and have a mixture of experts give its router's logits or not.
     """
     now = as_came(model)
     set_back(model, saved)

@@ -1,6 +1,6 @@
 """Options of TRL's methods, in ``training.trainer_kwargs``: those that are no core field, under TRL's names.
 
-The defaults are those of TRL's configuration classes, which a test compares.
+The defaults are those of TRL's configuration classes, which a test compares; only ``router_aux_loss_coef`` is not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,18 @@ class Options(BaseModel):
         return self.model_dump()
 
 
-class SftOptions(Options):
+class WithRouter(Options):
+    """Methods in which TRL adds the auxiliary loss of a mixture of experts, by itself unless told otherwise."""
+
+    router_aux_loss_coef: float | None = Field(
+        0.0,
+        ge=0,
+        description="Weight of the loss that balances a mixture of experts; 0: none, as in the native trainers; null: "
+        "the weight that the model's configuration names.",
+    )
+
+
+class SftOptions(WithRouter):
     """Supervised fine-tuning."""
 
     loss_type: Literal["nll", "dft"] = Field("nll", description="nll, or dynamic fine-tuning's weighted loss.")
@@ -40,7 +51,7 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class DpoOptions(WithoutDropout):
+class DpoOptions(WithRouter, WithoutDropout):
     """Direct preference optimization."""
 
     beta: float = Field(0.1, gt=0, description="How near the model stays to the reference.")
@@ -54,7 +65,7 @@ class DpoOptions(WithoutDropout):
     use_weighting: bool = Field(False, description="Weigh each pair as WPO does.")
 
 
-class KtoOptions(WithoutDropout):
+class KtoOptions(WithRouter, WithoutDropout):
     """Kahneman-Tversky optimization: answers marked good or bad, one by one."""
 
     beta: float = Field(0.1, gt=0, description="How near the model stays to the reference.")
@@ -75,7 +86,7 @@ class OrpoOptions(WithoutDropout):
     beta: float = Field(0.1, ge=0, description="Weight of the odds ratio beside the likelihood.")
 
 
-class GrpoOptions(Options):
+class GrpoOptions(WithRouter):
     """Group relative policy optimization: answers are drawn, scored by reward functions and compared."""
 
     reward_functions: list[str] = Field(
