@@ -89,6 +89,13 @@ def softmax_in_passes() -> None:
     swap(loss, "softmax_grad_", softmax_grad_)
 
 
+def whole_pieces() -> None:
+    """The float32 logits of a piece are all there at once, and each pass over them goes to memory."""
+    from graftwork_native import loss
+
+    swap(loss, "BLOCK_BYTES", loss.PIECE_BYTES)
+
+
 def gradients_are_made_anew() -> None:
     """Those of embedding and head, by autograd."""
     from graftwork_native import setup
@@ -103,10 +110,12 @@ TAKEN: dict[str, Without] = {
     "logits in pieces": Without(all_labels_at_once),
     "logits at labels only": Without(every_token),
     "softmax in one pass": Without(softmax_in_passes),
+    "blocks that a cache holds": Without(whole_pieces),
     "gradients that stay": Without(gradients_are_made_anew),
     "bfloat16 products": Without(settings={"mixed_precision_dtype": "none"}),
 }
-"""What is taken away. Without pieces there is no softmax in one pass either, and no gradient of the head that stays."""
+"""What is taken away. Without pieces there is no softmax in one pass or in blocks either, and no gradient of the head
+that stays."""
 ADDED: dict[str, Without] = {"torch.compile": Without(settings={"compile": True})}
 """What was tried and is not the default."""
 

@@ -24,6 +24,7 @@ SCRIPT, PAGE, CHART = (ROOT / "docs" / name for name in ("chart.py", "performanc
 CHANGED = [
     (attention, "MATMUL_LIMIT"),
     (forward.Forward, "logits"),
+    (loss, "BLOCK_BYTES"),
     (loss, "softmax_grad_"),
     (memory, "set_option"),
     (setup, "keeps_gradients"),
