@@ -25,7 +25,7 @@ def keep_freed_memory() -> None:
     A training step allocates and frees the same large tensors again and again. Each time the system hands them
     out afresh, every page is zeroed first: a quarter of a step's time on a CPU, measured. The price is gaps in the
     heap, and so a higher peak: by 42% in a run that trained an adapter. docs/performance.md has what else was tried;
-    returning the gaps after every step (``malloc_trim``) took 16% off that peak and added a third to the CPU time.
+    returning the gaps after every step (``malloc_trim``) took 16% off a small one and added a third to its CPU time.
     """
     set_option(M_MMAP_THRESHOLD, COMES_AND_GOES)
     set_option(M_TRIM_THRESHOLD, LARGEST)
