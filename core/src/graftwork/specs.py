@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from graftwork.builders.model import BuildRequest
     from graftwork.check.forecast import Forecast, ForecastRequest
+    from graftwork.check.methods import MethodRequest, StepCount
     from graftwork.checkpoints.formats import Checkpoint, WriteRequest
     from graftwork.checkpoints.keymap import KeyMap
+    from graftwork.config import DatasetSplitParams
     from graftwork.data.readers import OpenRequest, RowSource
     from graftwork.inference.engine import Engine, LoadedModel
     from graftwork.sources.hubs import ModelHub, TokenizerHub
@@ -285,6 +287,11 @@ class TrainerSpec:
     """A training method. ``ignored_fields`` are core fields (``training.optimizer``) that it cannot honour:
     setting one of them is an error, found before anything loads. ``forecast`` says what memory a run will take,
     without loading weights; a method without it is not forecast.
+
+    ``refuse`` raises :class:`graftwork.errors.UsageError` where the settings contradict each other for this method,
+    which is asked by ``graft check`` and at the start of a run, before anything loads. ``read_as`` gives a split as the
+    method reads it, where that is not as it stands. ``count_steps`` gets the samples of an epoch too (None where they
+    are not known) and says how long the run is, where a batch is not one of samples.
     """
 
     name: str
@@ -294,6 +301,9 @@ class TrainerSpec:
     params: ParamsThunk | None = None
     ignored_fields: tuple[str, ...] = ()
     forecast: Callable[[ForecastRequest], Forecast] | None = None
+    refuse: Callable[[MethodRequest], None] | None = None
+    read_as: Callable[[DatasetSplitParams], DatasetSplitParams] | None = None
+    count_steps: Callable[[MethodRequest, int | None], StepCount] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

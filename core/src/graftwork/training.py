@@ -129,6 +129,7 @@ def carry_out(spec: TrainerSpec, request: TrainRequest, data: Mapping[str, Any])
     try:
         request.run.update(**description(request.config, data))
         request.run.update(**describe_batch(request.config, request.run.record, Place.here().size))
+        require_supported(spec, request)
         require_adapter_names(request.config)
         seed_everything(request.config.training.seed)
         result = spec.build(request).train()
@@ -139,6 +140,14 @@ def carry_out(spec: TrainerSpec, request: TrainRequest, data: Mapping[str, Any])
     finally:
         finish(request.run, result, error)
     return result
+
+
+def require_supported(spec: TrainerSpec, request: TrainRequest) -> None:
+    """What the method cannot do is said before data are prepared. Raises :class:`UsageError`."""
+    if spec.refuse is not None:
+        from graftwork.check.methods import MethodRequest
+
+        spec.refuse(MethodRequest(config=request.config, params=request.params, processes=Place.here().size))
 
 
 def require_adapter_names(config: RunConfig) -> None:

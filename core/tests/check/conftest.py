@@ -31,11 +31,33 @@ def _build(request):
     raise AssertionError("a check builds no trainer")
 
 
+def _refuse(request):
+    from graftwork.errors import UsageError
+
+    if request.config.training.seed == 13:
+        raise UsageError(f"training.seed: 13 is unlucky in {request.processes} process")
+
+
+def _read_as(split):
+    if split.seed == 13:
+        raise ValueError("unlucky")
+    return split.model_copy(update={"over_long": "drop", "max_length": 1})
+
+
+def _count_steps(request, samples):
+    from graftwork.check.methods import StepCount
+
+    return StepCount(each=3, unit="things", per_epoch=samples, steps=samples and 2 * samples, note="who knows")
+
+
 @hookimpl
 def graftwork_trainers():
     return [
         TrainerSpec(name="TOY", schemas=("chat", "text"), build=_build, forecast=_forecast),
         TrainerSpec(name="SILENT", schemas=("chat",), build=_build, ignored_fields=("training.optimizer",)),
+        TrainerSpec(name="UNLUCKY", schemas=("chat",), build=_build, refuse=_refuse),
+        TrainerSpec(name="READER", schemas=("chat",), build=_build, read_as=_read_as),
+        TrainerSpec(name="COUNTER", schemas=("chat",), build=_build, count_steps=_count_steps),
     ]
 """
 TEMPLATE = (

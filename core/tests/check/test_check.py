@@ -394,3 +394,29 @@ def test_a_template_without_tools_is_no_mistake_where_the_rows_have_none(
     assert report.ok, texts(report, "template", "error")
     called = {"messages": [*ROWS[0]["messages"], {"role": "tool", "content": "4"}, *ROWS[1]["messages"]]}
     assert not check_run(str(write_config([called], model={"chat_template": str(template)}))).ok
+
+
+def test_what_the_trainer_refuses(write_config: WriteConfig) -> None:
+    path = write_config(ROWS, training={"trainer_type": "UNLUCKY"})
+    assert check_run(str(path)).ok
+    report = check_run(str(path), ["training.seed=13"])
+    assert texts(report, "support", "error") == ["method: training.seed: 13 is unlucky in 1 process"]
+
+
+def test_rows_are_read_as_the_trainer_reads_them(write_config: WriteConfig) -> None:
+    """Where it cannot say how, they are read as they stand."""
+    path = write_config(ROWS, training={"trainer_type": "READER"})
+    assert any("too long" in text for text in texts(check_run(str(path)), "data", "warn"))
+    assert part(check_run(str(path)), "data").facts["splits"]["train"][0]["used"] == 0
+    unlucky = check_run(str(path), ["data.train.seed=13"])
+    assert part(unlucky, "data").facts["splits"]["train"][0]["used"] == len(ROWS)
+
+
+def test_steps_as_the_trainer_counts_them(write_config: WriteConfig) -> None:
+    path = write_config(ROWS, training={"trainer_type": "COUNTER"})
+    steps = part(check_run(str(path)), "steps")
+    assert [line.text for line in steps.lines] == [
+        "a step takes 3 things", "who knows", "10 steps; an epoch has 5",
+    ]  # fmt: skip
+    assert steps.facts["tokens_per_epoch"] is steps.facts["trained_tokens_per_epoch"] is None
+    assert (steps.facts["blocks_per_step"], steps.facts["steps"], steps.facts["steps_per_epoch"]) == (3, 10, 5)

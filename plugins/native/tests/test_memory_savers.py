@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import nn
 
 from graftwork import train
+from graftwork.check.check import check_run
 from graftwork.config import load_config
 from graftwork.errors import ConfigError, RunError, UsageError
 from graftwork_native import setup
@@ -197,6 +199,15 @@ def test_on_a_cpu_there_is_nothing_to_take_them_from(
     with pytest.raises(UsageError, match="the model is on the CPU, and so are its activations already: remove it, or"):
         run_here(toys, tmp_path, llama, chat, "run", training={"activation_offloading": True})
     require_device(torch.device("cuda"))
+
+
+def test_the_check_says_so_too(toys: Any, tmp_path: Path, llama: Path, chat: dict[str, Any]) -> None:
+    config = toys.config(tmp_path, llama, chat, training={"activation_offloading": True})
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+    said = [line.text for part in check_run(str(path)).parts for line in part.lines if line.status == "error"]
+    assert len(said) == 1
+    assert said[0].startswith("method: training.activation_offloading: the model is on the CPU, and so are its activ")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

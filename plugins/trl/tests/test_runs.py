@@ -251,11 +251,9 @@ def test_a_loss_that_is_no_number_stops_the_run(toys: Any, tmp_path: Path, llama
 
 
 def test_what_trl_refuses_is_one_sentence(toys: Any, tmp_path: Path, llama: Path) -> None:
-    training = {"per_device_train_batch_size": 1}
-    config = toys.config(tmp_path, llama, "TRL_KTO", toys.data(tmp_path, "TRL_KTO"), training=training)
-    with pytest.raises(
-        UsageError, match=r"TRL refuses this configuration: Actual \(not effective\) batch size must be"
-    ):
+    training = {"trainer_kwargs": {"router_aux_loss_coef": 0.5}}
+    config = toys.config(tmp_path, llama, "TRL_SFT", toys.data(tmp_path, "TRL_SFT"), training=training)
+    with pytest.raises(UsageError, match=r"TRL refuses this configuration: `router_aux_loss_coef` is set to 0.5 but"):
         train(config)
 
 

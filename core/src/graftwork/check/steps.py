@@ -18,10 +18,14 @@ def steps_part(subject: Subject) -> Part:
     """How much of what in an epoch, and how long the run is."""
     part = Part("steps", "Tokens and steps")
     training = subject.config.training
+    part.facts |= {"max_steps": training.max_steps, "epochs": training.num_train_epochs}
+    if subject.trainer.count_steps is not None:
+        counted_by_trainer(part, subject)
+        return part
     blocks = training.per_device_train_batch_size * training.gradient_accumulation_steps
     kind = "packed rows" if subject.config.data.train.pack else "samples"
     each = f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps} forward passes"
-    part.facts |= {"blocks_per_step": blocks, "max_steps": training.max_steps, "epochs": training.num_train_epochs}
+    part.facts |= {"blocks_per_step": blocks}
     part.ok(f"a step takes {blocks:,} {kind} ({each}) on each device")
     loader = subject.loader() if subject.tokenizer is not None else None
     if loader is None:
@@ -35,6 +39,25 @@ def steps_part(subject: Subject) -> Part:
     count_tokens(part, subject, loader)
     count_steps(part, subject, loader, blocks)
     return part
+
+
+def counted_by_trainer(part: Part, subject: Subject) -> None:
+    """What the trainer says of a run whose batches are not the samples of the data."""
+    count, training = subject.trainer.count_steps, subject.config.training
+    assert count is not None
+    loader = subject.loader() if subject.tokenizer is not None else None
+    picks = picks_of(subject, loader) if loader is not None else None
+    said = count(subject.method_request(), None if picks is None else round(sum(picks)))
+    estimated = any(dataset.estimated for dataset in subject.splits.get("train", ()))
+    part.facts |= {"blocks_per_step": said.each, "estimated": estimated, "tokens_per_epoch": None}
+    part.facts |= {"trained_tokens_per_epoch": None, "steps_per_epoch": said.per_epoch, "steps": said.steps}
+    part.ok(f"a step takes {said.each:,} {said.unit}")
+    if said.note:
+        part.note(said.note)
+    if said.steps is None:
+        part.note("how many rows there are is not known without reading all of them (--all), nor how many steps")
+    else:
+        say_steps(part, said.steps, about=estimated and training.max_steps <= 0, subject=subject)
 
 
 def count_tokens(part: Part, subject: Subject, loader: IndexedLoader) -> None:
@@ -113,10 +136,15 @@ def count_steps(part: Part, subject: Subject, loader: IndexedLoader, blocks: int
     if streamed and training.max_steps <= 0:
         part.note("data.train is streamed: the run counts its steps in one pass over it, unless max_steps says them")
     if total:
-        about = "about " if (part.facts["estimated"] or streamed) and training.max_steps <= 0 else ""
-        warmup = training.warmup_steps or ceil((training.warmup_ratio or 0) * total)
-        text = f"{about}{total:,} steps" + (f", {warmup:,} of them warm-up" if warmup else "")
-        if epoch := part.facts["steps_per_epoch"]:
-            text += f"; an epoch has {'about ' if part.facts['estimated'] else ''}{epoch:,}"
-        part.ok(text)
-        part.facts["warmup_steps"] = warmup
+        say_steps(part, total, about=(part.facts["estimated"] or streamed) and training.max_steps <= 0, subject=subject)
+
+
+def say_steps(part: Part, total: int, *, about: bool, subject: Subject) -> None:
+    """The length of the run, its warm-up and the steps of an epoch, where they are known."""
+    training = subject.config.training
+    warmup = training.warmup_steps or ceil((training.warmup_ratio or 0) * total)
+    text = f"{'about ' if about else ''}{total:,} steps" + (f", {warmup:,} of them warm-up" if warmup else "")
+    if epoch := part.facts["steps_per_epoch"]:
+        text += f"; an epoch has {'about ' if part.facts['estimated'] else ''}{epoch:,}"
+    part.ok(text)
+    part.facts["warmup_steps"] = warmup

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftwork.check.methods import MethodRequest
 from graftwork.config import plugin_params
 from graftwork.config.names import known
 from graftwork.config.problems import MISSING
@@ -17,6 +18,7 @@ from graftwork.data.lengths import prepare
 from graftwork.data.names import Datasets, look_up
 from graftwork.data.prepare import weight
 from graftwork.errors import GraftworkError
+from graftwork.launch import Place
 from graftwork.registry import get_registry
 
 if TYPE_CHECKING:
@@ -78,7 +80,8 @@ class Subject:
         """Loads the tokenizer and reads the data (of the split ``only``); what fails is remembered as a reason."""
         subject = cls(config, limit, mistakes=mistakes)
         subject._load_tokenizer()
-        for name, split in config.data.splits().items():
+        for name in config.data.splits():
+            split = subject.split(name)
             if split.datasets and only in (None, name):
                 subject.splits[name] = [subject._sample(split, params) for params in split.datasets]
         return subject
@@ -92,11 +95,26 @@ class Subject:
         """The trainer's own options."""
         return plugin_params(self.trainer, self.config.training.trainer_kwargs)
 
+    def method_request(self) -> MethodRequest:
+        """What the trainer is asked with."""
+        return MethodRequest(config=self.config, params=self.params, processes=Place.here().size)
+
+    def split(self, name: str) -> DatasetSplitParams:
+        """A split as the trainer reads it; as it stands where it cannot be read, which other parts give reasons for."""
+        split = self.config.data.splits()[name]
+        spec: TrainerSpec | None = known(get_registry().trainers, self.config.training.trainer_type)
+        if spec is None or spec.read_as is None or not split.datasets:
+            return split
+        try:
+            return spec.read_as(split)
+        except Exception:
+            return split
+
     @property
     def schema(self) -> str:
         """What the training data hold; ``chat`` where nobody says."""
         try:
-            return schema_of(self.config.data.train)
+            return schema_of(self.split("train"))
         except (GraftworkError, StopIteration):
             return "chat"
 

@@ -56,7 +56,7 @@ def family_of(subject: Subject) -> Any:
 
 
 def method(part: Part, subject: Subject) -> None:
-    """Schemas and fields; that they fit was checked with the configuration."""
+    """Schemas and fields; that they fit was checked with the configuration. And what the method itself refuses."""
     spec = subject.trainer
     owner = get_registry().trainers.owner(spec.name)
     part.facts |= {"schemas": list(spec.schemas), "ignored_fields": list(spec.ignored_fields)}
@@ -64,6 +64,8 @@ def method(part: Part, subject: Subject) -> None:
     (part.ok if subject.schema in spec.schemas else part.error)(f"{takes}; the data hold {subject.schema}")
     if spec.ignored_fields:
         part.note(f"{spec.name} cannot honour {', '.join(spec.ignored_fields)}: setting one of them is an error")
+    if spec.refuse is not None:
+        spec.refuse(subject.method_request())
     training = subject.config.training
     optimizer = get_registry().optimizers[training.optimizer]
     part.facts["optimizer"] = optimizer.name

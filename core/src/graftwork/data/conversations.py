@@ -391,14 +391,18 @@ def said(role: Role, text: str) -> Message:
 
 # Answers with a verdict
 
+VERDICTS = {"true": True, "1": True, "false": False, "0": False}
+
 
 def verdict_of(row: Row, messages_field: str | None = None) -> bool:
-    """Whether the last turn of the row's conversation is a good answer, as its field ``label`` says (TRL's name).
+    """Whether the last turn of the row's conversation is a good answer, as its field ``label`` says (TRL's name): a
+    boolean, 1 or 0, or one of these as the text of a table's cell, in any case.
 
     Raises :class:`DataError` with the row's place where there is no label, or the last turn is no answer to anything.
     """
     label = row.data.get("label")
-    if not isinstance(label, bool | int) or label not in (0, 1):
+    verdict = VERDICTS.get(str(label).strip().casefold()) if isinstance(label, str | int) else None
+    if verdict is None:
         raise DataError(
             f"{row.where}: label is {label!r:.60}; each row says with label: true or false whether its answer is a "
             "good one (or give preference pairs, of which each answer is taken)"
@@ -409,4 +413,4 @@ def verdict_of(row: Row, messages_field: str | None = None) -> bool:
             f"{row.where}: the label judges the last turn, which must be the assistant's answer to something; "
             f"its roles are {', '.join(roles)}"
         )
-    return bool(label)
+    return verdict

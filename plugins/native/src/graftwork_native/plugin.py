@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from graftwork.check.forecast import Forecast, ForecastRequest
+    from graftwork.check.methods import MethodRequest
     from graftwork.training import Trainer, TrainRequest
 
 
@@ -38,9 +39,17 @@ def _forecast(request: ForecastRequest) -> Forecast:
     return forecast(request)
 
 
+def _refuse(request: MethodRequest) -> None:
+    if request.config.training.activation_offloading:
+        from graftwork.builders.dtype import choose_device_map, device_of
+        from graftwork_native.offload import require_device
+
+        require_device(device_of(choose_device_map(request.config.model.device_map)))
+
+
 @hookimpl
 def graftwork_trainers() -> list[TrainerSpec]:
-    native: dict[str, Any] = {"build": _build, "params": _params, "forecast": _forecast}
+    native: dict[str, Any] = {"build": _build, "params": _params, "forecast": _forecast, "refuse": _refuse}
     pairs = {**native, "params": _dpo_params}
     return [
         TrainerSpec(name="NATIVE", aliases=("OUMI",), schemas=("text", "chat"), **native),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from graftwork.data.shapes import is_pair
 from graftwork.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from transformers import PreTrainedTokenizerFast
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from graftwork.data.loader import Loader
     from graftwork.data.readers import Row as SourceRow
     from graftwork_trl.methods import Method
+
+logger = logging.getLogger(__name__)
 
 COLLATORS = ("text_with_padding", "text_completions_only_with_padding", "dpo_with_padding")
 """What a collator may be called here: the batches are those that the method's loss takes, whatever the name."""
@@ -43,17 +46,39 @@ def load_data(
     train, validation = (for_method(split, method) for split in (config.data.train, config.data.validation))
     loader = load_split(load_request(config, train, tokenizer, stop_ids, processes))
     held_out = load_held_out(config, validation, tokenizer, stop_ids)
-    labels = {
-        name: label
+    verdicts = [
+        dict(labels_of(split))
         for split in (train, validation)
         if method.batch == "unpaired" and split.datasets and schema_of(split) == "chat"
-        for name, label in labels_of(split)
-    }
-    return Data(loader, held_out, labels)
+    ]
+    if verdicts and (said := of_one_kind(verdicts[0])):
+        logger.warning("data.train: %s", said)
+    return Data(loader, held_out, {place: label for split in verdicts for place, label in split.items()})
+
+
+def of_one_kind(labels: Mapping[str, bool]) -> str | None:
+    """What is to be said of answers that are all good or all bad; None where there are both, or none."""
+    if len(kinds := set(labels.values())) != 1:
+        return None
+    kind, other = ("good", "bad") if kinds.pop() else ("bad", "good")
+    return (
+        f"all {len(labels):,} answers are {kind} ones (label), and KTO learns from the difference to {other} ones: "
+        "check the labels, or add rows of the other kind"
+    )
 
 
 def for_method(split: DatasetSplitParams, method: Method) -> DatasetSplitParams:
     """The split as the method reads it. Raises :class:`UsageError` for what would not be honoured."""
+    require_honoured(split, method)
+    if method.batch == "unpaired":
+        # One answer is judged: the last one. What the assistant said before is part of the prompt.
+        datasets = [judged(as_conversations(params)) for params in split.datasets]
+        return split.model_copy(update={"train_target": "final_assistant_turn", "datasets": datasets})
+    return split
+
+
+def require_honoured(split: DatasetSplitParams, method: Method) -> None:
+    """Raises :class:`UsageError` for what the method would not honour in a split."""
     if split.collator_name and split.collator_name.casefold() not in COLLATORS:
         raise UsageError(
             f"data.*.collator_name: {split.collator_name}: the batches of {method.name} are those that TRL's loss "
@@ -61,11 +86,6 @@ def for_method(split: DatasetSplitParams, method: Method) -> DatasetSplitParams:
         )
     if split.pack and method.name != "TRL_SFT":
         raise UsageError(f"data.*.pack: {method.name} takes its samples one below another; set pack: false")
-    if method.batch == "unpaired":
-        # One answer is judged: the last one. What the assistant said before is part of the prompt.
-        datasets = [judged(as_conversations(params)) for params in split.datasets]
-        return split.model_copy(update={"train_target": "final_assistant_turn", "datasets": datasets})
-    return split
 
 
 def as_conversations(params: DatasetParams) -> DatasetParams:

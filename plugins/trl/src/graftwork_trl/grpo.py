@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerFast
 
-    from graftwork.config import DatasetParams, DatasetSplitParams, RunConfig
+    from graftwork.config import DatasetParams, DatasetSplitParams, RunConfig, TrainingParams
     from graftwork.data.readers import Row
     from graftwork_trl.methods import Method
     from graftwork_trl.params import GrpoOptions
@@ -44,8 +44,7 @@ class Prompts:
         self.ids: dict[Key, list[int]] = {}
         self.rows: list[dict[str, Any]] = []
         self.sizes: list[int] = []
-        if any(params.stream if params.stream is not None else split.stream for params in split.datasets):
-            raise UsageError(f"data.*.stream: {method.name} reads its prompts before the first step; set stream: false")
+        require_held(split, method)
         self.accounts: list[Account] = []
         for params in self.split.datasets:
             before = len(self.rows)
@@ -149,6 +148,12 @@ class Grpo(Recorded):
         return [list(self.prompts.ids[key_of(prompt)]) for prompt in prompts], None, {}
 
 
+def require_held(split: DatasetSplitParams, method: Method) -> None:
+    """Raises :class:`UsageError` for prompts that are streamed."""
+    if any(params.stream if params.stream is not None else split.stream for params in split.datasets):
+        raise UsageError(f"data.*.stream: {method.name} reads its prompts before the first step; set stream: false")
+
+
 def prompts_per_step(config: RunConfig, options: GrpoOptions, processes: int) -> int:
     """How many prompts a step draws answers to. Raises :class:`UsageError` where they are not whole."""
     training = config.training
@@ -157,20 +162,31 @@ def prompts_per_step(config: RunConfig, options: GrpoOptions, processes: int) ->
         raise UsageError(
             f"training.trainer_kwargs.num_generations: {options.num_generations} answers to each prompt do not go "
             f"evenly into the {answers} of a step (per_device_train_batch_size x gradient_accumulation_steps x "
-            "processes); change one of them"
+            f"{processes} process{'es' if processes > 1 else ''}); change one of them"
         )
     return answers // options.num_generations
 
 
+def steps_of_run(training: TrainingParams, at_once: int, prompts: int) -> tuple[int, int]:
+    """Steps of an epoch of so many prompts, ``at_once`` in each, and of the run."""
+    epoch = max(1, prompts // at_once)
+    return epoch, training.max_steps if training.max_steps > 0 else max(1, round(training.num_train_epochs * epoch))
+
+
 def rewards_of(options: GrpoOptions) -> list[Callable[..., Any]]:
     """The reward functions that the options name. Raises where a name is nobody's or does not load."""
+    require_weights(options)
+    return [reward_function(name) for name in options.reward_functions]
+
+
+def require_weights(options: GrpoOptions) -> None:
+    """Raises :class:`UsageError` where there is not a weight for each reward."""
     weights = options.reward_weights
     if weights is not None and len(weights) != len(options.reward_functions):
         raise UsageError(
             f"training.trainer_kwargs.reward_weights: {len(weights)} weights for {len(options.reward_functions)} "
             "reward_functions; give one for each"
         )
-    return [reward_function(name) for name in options.reward_functions]
 
 
 def reward_function(name: str) -> Callable[..., Any]:

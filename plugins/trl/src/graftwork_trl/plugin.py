@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
+    from graftwork.check.methods import MethodRequest, StepCount
+    from graftwork.config import DatasetSplitParams
     from graftwork.specs import Schema
     from graftwork.training import Trainer, TrainRequest
 
@@ -34,6 +36,28 @@ def _build(request: TrainRequest) -> Trainer:
     return TrlTrainer(request)
 
 
+def _refuse(request: MethodRequest) -> None:
+    from graftwork_trl.checks import refuse
+
+    refuse(request)
+
+
+def _read_as(name: str) -> Callable[[DatasetSplitParams], DatasetSplitParams]:
+    def read_as(split: DatasetSplitParams) -> DatasetSplitParams:
+        from graftwork_trl.data import for_method
+        from graftwork_trl.methods import METHODS
+
+        return for_method(split, METHODS[name])
+
+    return read_as
+
+
+def _count_steps(request: MethodRequest, samples: int | None) -> StepCount:
+    from graftwork_trl.checks import count_steps
+
+    return count_steps(request, samples)
+
+
 def _options(name: str) -> Callable[[], type[BaseModel]]:
     def load() -> type[BaseModel]:
         from graftwork_trl import params
@@ -44,16 +68,18 @@ def _options(name: str) -> Callable[[], type[BaseModel]]:
     return load
 
 
-def _trainer(
-    name: str, options: str, schemas: tuple[Schema, ...], *aliases: str, ignored: tuple[str, ...] = ()
-) -> TrainerSpec:
+def _trainer(name: str, options: str, schemas: tuple[Schema, ...], *aliases: str, drawn: bool = False) -> TrainerSpec:
+    """``drawn``: the answers are not those of the data."""
     return TrainerSpec(
         name=name,
         aliases=aliases,
         schemas=schemas,
         build=_build,
         params=_options(options),
-        ignored_fields=(*IGNORED, *ignored),
+        ignored_fields=IGNORED,
+        refuse=_refuse,
+        read_as=_read_as(name),
+        count_steps=_count_steps if drawn else None,
     )
 
 
@@ -64,7 +90,7 @@ def graftwork_trainers() -> list[TrainerSpec]:
         _trainer("TRL_DPO", "DpoOptions", ("preference",)),
         _trainer("TRL_KTO", "KtoOptions", ("chat", "preference")),
         _trainer("TRL_RM", "RewardOptions", ("preference",), "TRL_REWARD"),
-        _trainer("TRL_GRPO", "GrpoOptions", ("chat",)),
+        _trainer("TRL_GRPO", "GrpoOptions", ("chat",), drawn=True),
         _trainer("TRL_ORPO", "OrpoOptions", ("preference",)),
     ]
 

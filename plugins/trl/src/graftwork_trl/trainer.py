@@ -31,7 +31,7 @@ from graftwork.training import TrainRequest, TrainResult
 from graftwork_trl.arguments import arguments
 from graftwork_trl.batches import maker
 from graftwork_trl.data import load_data
-from graftwork_trl.grpo import Grpo, Prompts, prompts_per_step, rewards_of
+from graftwork_trl.grpo import Grpo, Prompts, prompts_per_step, rewards_of, steps_of_run
 from graftwork_trl.loops import OwnSteps, as_came, as_it_came, recorded, save_model
 from graftwork_trl.methods import METHODS, quiet
 from graftwork_trl.model import forget_copy_of_fresh_adapter, load_model, reference_of
@@ -152,9 +152,7 @@ class TrlTrainer:
         assert isinstance(options, GrpoOptions)
         self.prompts = Prompts(config, config.data.train, self.method, self.tokenizer)
         at_once = prompts_per_step(config, options, self.processes)
-        epoch = max(1, len(self.prompts.order_of_epoch()) // at_once)
-        training = config.training
-        steps = training.max_steps if training.max_steps > 0 else max(1, round(training.num_train_epochs * epoch))
+        epoch, steps = steps_of_run(config.training, at_once, len(self.prompts.order_of_epoch()))
         parts: dict[str, Any] = {
             "train_dataset": self.prompts.dataset(steps * at_once),
             "reward_funcs": rewards_of(options),

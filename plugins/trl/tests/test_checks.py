@@ -1,0 +1,174 @@
+"""``graft check`` and the run refuse the same, in the same words, and count the same steps."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from graftwork import train
+from graftwork.check.check import check_run
+from graftwork.errors import DataError, GraftworkError, UsageError
+from graftwork_trl.data import of_one_kind
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from graftwork.check.report import Report
+    from graftwork.config import RunConfig
+
+
+def checked(folder: Path, config: RunConfig) -> Report:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+    return check_run(str(path))
+
+
+def errors(report: Report) -> list[str]:
+    return [line.text for part in report.parts for line in part.lines if line.status == "error"]
+
+
+GRPO = {"reward_functions": ["length_penalty"], "num_generations": 4, "max_completion_length": 2}
+
+
+@pytest.mark.parametrize(
+    ("method", "split", "training", "said"),
+    [
+        (
+            "TRL_KTO", {}, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
+            "training.per_device_train_batch_size: 1: KTO estimates its KL term from the answers of the others in a "
+            "batch; set 2 or more (gradient_accumulation_steps does not count), or trainer_kwargs.loss_type to "
+            "apo_zero_unpaired, which has no such term",
+        ),
+        (
+            "TRL_GRPO", {}, {"per_device_train_batch_size": 6, "trainer_kwargs": GRPO},
+            "training.trainer_kwargs.num_generations: 4 answers to each prompt do not go evenly into the 6 of a step "
+            "(per_device_train_batch_size x gradient_accumulation_steps x 1 process); change one of them",
+        ),
+        (
+            "TRL_GRPO", {}, {"trainer_kwargs": {**GRPO, "reward_weights": [1.0, 2.0]}},
+            "training.trainer_kwargs.reward_weights: 2 weights for 1 reward_functions; give one for each",
+        ),
+        (
+            "TRL_GRPO", {"stream": True}, {"trainer_kwargs": GRPO},
+            "data.*.stream: TRL_GRPO reads its prompts before the first step; set stream: false",
+        ),
+        (
+            "TRL_DPO", {"pack": True}, {},
+            "data.*.pack: TRL_DPO takes its samples one below another; set pack: false",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_method_cannot_do_is_said_by_both(
+    toys: Any, tmp_path: Path, llama: Path, method: str, split: dict[str, Any], training: dict[str, Any], said: str
+) -> None:
+    config = toys.config(tmp_path, llama, method, toys.data(tmp_path, method, **split), training=training)
+    assert errors(checked(tmp_path, config)) == [f"method: {said}"]
+    with pytest.raises(UsageError) as caught:
+        train(config)
+    assert str(caught.value) == said
+
+
+def test_one_sample_at_a_time_goes_without_the_kl_term(toys: Any, tmp_path: Path, llama: Path) -> None:
+    training = {
+        "per_device_train_batch_size": 1, "max_steps": 1, "trainer_kwargs": {"loss_type": "apo_zero_unpaired"},
+    }  # fmt: skip
+    config = toys.config(tmp_path, llama, "TRL_KTO", toys.data(tmp_path, "TRL_KTO"), training=training)
+    assert not errors(checked(tmp_path, config))
+    assert train(config).step == 1
+
+
+def test_labels_that_are_none_are_rejected_by_both(toys: Any, tmp_path: Path, llama: Path) -> None:
+    rows = toys.judged()
+    rows[1]["label"] = "yes"
+    data = {"train": toys.split(toys.write(tmp_path / "rows.jsonl", rows))}
+    config = toys.config(tmp_path, llama, "TRL_KTO", data)
+    (told,) = errors(checked(tmp_path, config))
+    assert "rows.jsonl:2: label is 'yes'; each row says with label: true or false" in told
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: label is 'yes'; each row says with label: true or false"):
+        train(config)
+
+
+def test_labels_of_a_table(toys: Any, tmp_path: Path, llama: Path) -> None:
+    """Cells are texts, and of verdicts there are these."""
+    from graftwork_trl.data import load_data
+    from graftwork_trl.methods import METHODS
+
+    cells = ["True", "true", "1", "TRUE", "False", "false", "0", "FALSE"]
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion,label\n" + "".join(f"q{n},a{n},{cell}\n" for n, cell in enumerate(cells)))
+    config = toys.config(tmp_path, llama, "TRL_KTO", {"train": toys.split(path)})
+    assert not errors(checked(tmp_path, config))
+    loaded = load_data(config, METHODS["TRL_KTO"], toys.tokenizer(), frozenset({257}), 1)
+    assert list(loaded.labels.values()) == [True] * 4 + [False] * 4
+
+
+@pytest.mark.parametrize(("label", "kinds"), [(True, ("good", "bad")), (False, ("bad", "good"))])
+def test_answers_of_one_kind_are_told(
+    toys: Any,
+    tmp_path: Path,
+    llama: Path,
+    caplog: pytest.LogCaptureFixture,
+    label: bool,
+    kinds: tuple[str, str],
+) -> None:
+    from graftwork_trl.data import load_data
+    from graftwork_trl.methods import METHODS
+
+    path = toys.write(tmp_path / "rows.jsonl", [{**row, "label": label} for row in toys.judged()])
+    config = toys.config(tmp_path, llama, "TRL_KTO", {"train": toys.split(path)})
+    load_data(config, METHODS["TRL_KTO"], toys.tokenizer(), frozenset({257}), 1)
+    assert (
+        f"data.train: all 10 answers are {kinds[0]} ones (label), and KTO learns from the difference to {kinds[1]} ones"
+    ) in caplog.text
+    assert of_one_kind({"a": True, "b": False}) is None
+    assert of_one_kind({}) is None
+
+
+@pytest.mark.parametrize(
+    ("training", "dataset"),
+    [
+        ({"num_train_epochs": 1}, {}),
+        ({"num_train_epochs": 1.5}, {}),
+        ({"num_train_epochs": 2, "gradient_accumulation_steps": 2}, {"sample_count": 7}),
+        ({"num_train_epochs": 1, "per_device_train_batch_size": 64}, {}),
+        ({"max_steps": 3}, {}),
+    ],
+)
+def test_a_batch_counts_answers_and_so_does_the_check(
+    toys: Any, tmp_path: Path, llama: Path, training: dict[str, Any], dataset: dict[str, Any]
+) -> None:
+    """The steps are those that the run takes, and the data's answers are no tokens of theirs."""
+    training = {"max_steps": -1, "trainer_kwargs": GRPO, **training}
+    data = toys.data(tmp_path, "TRL_GRPO")
+    data["train"]["datasets"][0] |= dataset
+    config = toys.config(tmp_path, llama, "TRL_GRPO", data, training=training)
+    report = checked(tmp_path, config)
+    steps = next(part for part in report.parts if part.name == "steps")
+    assert report.ok
+    assert train(config).step == steps.facts["steps"]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["total_steps"] == steps.facts["steps"]
+    batch = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
+    assert steps.facts["blocks_per_step"] == batch // 4
+    assert (steps.facts["tokens_per_epoch"], steps.facts["trained_tokens_per_epoch"]) == (None, None)
+    said = [line.text for line in steps.lines]
+    assert f"a step takes {batch // 4} prompts (4 answers to each)" in said
+    assert (
+        "the answers are drawn in the run, of 2 tokens at most: how many tokens a step has is not known before" in said
+    )
+    assert not any("trained" in text or "tokens in an epoch" in text for text in said)
+
+
+def test_steps_of_prompts_that_cannot_be_counted(toys: Any, tmp_path: Path, llama: Path) -> None:
+    """A file that cannot be read has no number of steps."""
+    config = toys.config(
+        tmp_path, llama, "TRL_GRPO", {"train": toys.split(toys.write(tmp_path / "rows.jsonl", []))},
+        training={"max_steps": -1, "trainer_kwargs": GRPO},
+    )  # fmt: skip
+    steps = next(part for part in checked(tmp_path, config).parts if part.name == "steps")
+    assert steps.facts["steps"] is None
+    assert any("how many rows there are is not known" in line.text for line in steps.lines)
+    with pytest.raises(GraftworkError):
+        train(config)
