@@ -169,6 +169,6 @@ def test_steps_of_prompts_that_cannot_be_counted(toys: Any, tmp_path: Path, llam
     )  # fmt: skip
     steps = next(part for part in checked(tmp_path, config).parts if part.name == "steps")
     assert steps.facts["steps"] is None
-    assert any("how many rows there are is not known" in line.text for line in steps.lines)
+    assert any("not known, because no training row could be read" in line.text for line in steps.lines)
     with pytest.raises(GraftworkError):
         train(config)

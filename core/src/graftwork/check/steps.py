@@ -54,7 +54,9 @@ def counted_by_trainer(part: Part, subject: Subject) -> None:
     part.ok(f"a step takes {said.each:,} {said.unit}")
     if said.note:
         part.note(said.note)
-    if said.steps is None:
+    if said.steps is None and loader is None:
+        part.note("the number of steps is not known, because no training row could be read")
+    elif said.steps is None:
         part.note("how many rows there are is not known without reading all of them (--all), nor how many steps")
     else:
         say_steps(part, said.steps, about=estimated and training.max_steps <= 0, subject=subject)
