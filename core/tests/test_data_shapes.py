@@ -344,7 +344,8 @@ def test_what_a_row_is(data: dict[str, Any], schema: str | None) -> None:
 def test_an_answer_with_a_verdict() -> None:
     for data in ({"messages": TALK}, {"prompt": "Q", "completion": "A"}, {"messages": [], "turns": TALK}):
         field = "turns" if "turns" in data else None
-        assert [verdict_of(row({**data, "label": label}), field) for label in (True, False, 1, 0)] == [True, False] * 2
+        labels = (True, False, 1, 0, 1.0, 0.0, "1.0", "0.0")
+        assert [verdict_of(row({**data, "label": label}), field) for label in labels] == [True, False] * 4
 
 
 @pytest.mark.parametrize(
@@ -353,6 +354,8 @@ def test_an_answer_with_a_verdict() -> None:
         ({"messages": TALK}, r"rows\.jsonl:7: label is None; each row says with label: true or false"),
         ({"messages": TALK, "label": "yes"}, r"label is 'yes'; each row says with label"),
         ({"messages": TALK, "label": 2}, r"label is 2; each row says with label"),
+        ({"messages": TALK, "label": 0.5}, r"label is 0\.5; each row says with label"),
+        ({"messages": TALK, "label": float("nan")}, r"label is nan; each row says with label"),
         ({"messages": [*TALK, TALK[0]], "label": True}, r"the assistant's answer .*roles are user, assistant, user"),
         ({"messages": TALK[1:], "label": True}, r"the assistant's answer to something; its roles are assistant"),
     ],

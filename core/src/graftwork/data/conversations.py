@@ -391,7 +391,8 @@ def said(role: Role, text: str) -> Message:
 
 # Answers with a verdict
 
-VERDICTS = {"true": True, "1": True, "false": False, "0": False}
+VERDICTS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+"""Numbers with a point: a table whose column has gaps holds, and writes, them in the place of 1 and 0."""
 
 
 def verdict_of(row: Row, messages_field: str | None = None) -> bool:
@@ -401,7 +402,7 @@ def verdict_of(row: Row, messages_field: str | None = None) -> bool:
     Raises :class:`DataError` with the row's place where there is no label, or the last turn is no answer to anything.
     """
     label = row.data.get("label")
-    verdict = VERDICTS.get(str(label).strip().casefold()) if isinstance(label, str | int) else None
+    verdict = VERDICTS.get(str(label).strip().casefold()) if isinstance(label, str | int | float) else None
     if verdict is None:
         raise DataError(
             f"{row.where}: label is {label!r:.60}; each row says with label: true or false whether its answer is a "
