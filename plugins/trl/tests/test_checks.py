@@ -127,6 +127,21 @@ def test_answers_of_one_kind_are_told(
     assert of_one_kind({}) is None
 
 
+def test_the_labels_of_validation_are_not_those_of_training(
+    toys: Any, tmp_path: Path, llama: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pairs have answers of both kinds; the labels beside them are those of the other split."""
+    from graftwork_trl.data import load_data
+    from graftwork_trl.methods import METHODS
+
+    labelled = toys.write(tmp_path / "labelled.jsonl", [{**row, "label": True} for row in toys.judged()])
+    pairs = toys.split(toys.write(tmp_path / "pairs.jsonl", toys.pairs()), "preference_pairs_jsonl")
+    config = toys.config(tmp_path, llama, "TRL_KTO", {"train": pairs, "validation": toys.split(labelled)})
+    loaded = load_data(config, METHODS["TRL_KTO"], toys.tokenizer(), frozenset({257}), 1)
+    assert set(loaded.labels.values()) == {True}
+    assert "KTO learns from the difference" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("training", "dataset"),
     [

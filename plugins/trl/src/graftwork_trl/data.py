@@ -46,14 +46,15 @@ def load_data(
     train, validation = (for_method(split, method) for split in (config.data.train, config.data.validation))
     loader = load_split(load_request(config, train, tokenizer, stop_ids, processes))
     held_out = load_held_out(config, validation, tokenizer, stop_ids)
-    verdicts = [
-        dict(labels_of(split))
-        for split in (train, validation)
-        if method.batch == "unpaired" and split.datasets and schema_of(split) == "chat"
-    ]
-    if verdicts and (said := of_one_kind(verdicts[0])):
+    learned, held = (dict(labels_of(split)) if has_labels(split, method) else {} for split in (train, validation))
+    if said := of_one_kind(learned):
         logger.warning("data.train: %s", said)
-    return Data(loader, held_out, {place: label for split in verdicts for place, label in split.items()})
+    return Data(loader, held_out, learned | held)
+
+
+def has_labels(split: DatasetSplitParams, method: Method) -> bool:
+    """Whether each row says if its answer is a good one; of preference pairs that is known without."""
+    return method.batch == "unpaired" and bool(split.datasets) and schema_of(split) == "chat"
 
 
 def of_one_kind(labels: Mapping[str, bool]) -> str | None:
