@@ -47,6 +47,14 @@ def model_of(toys: Any, kind: str, tied: bool) -> Any:
     return model
 
 
+def keeping(forward: Forward) -> Forward:
+    """With the gradients of zeros that a run begins with."""
+    kept = kept_gradients(forward)
+    clear_gradients(torch.optim.SGD(forward.model.parameters()), kept)
+    assert all(weight.grad is not None for weight in kept)
+    return replace(forward, kept=kept)
+
+
 def backward(forward: Forward, some: list[Row]) -> dict[str, torch.Tensor]:
     """The gradients of a step over several rows, each with its own backward pass, as the trainer makes them."""
     for row in some:
@@ -65,7 +73,7 @@ def test_they_are_those_that_autograd_makes(
     plain = plan_forward(model_of(toys, kind, tied), None)
     expected = backward(plain, rows())
     forward = plan_forward(model_of(toys, kind, tied), None)
-    forward = replace(forward, kept=kept_gradients(forward))
+    forward = keeping(forward)
     assert len(forward.kept) == (1 if tied or not forward.fused_head else 2)
     found = backward(forward, rows())
     assert found.keys() == expected.keys()
@@ -86,7 +94,7 @@ def test_those_of_pairs_are_the_same_too(toys: Any, tied: bool) -> None:
     for keeps in (False, True):
         forward = with_shared_prompts(plan_forward(model_of(toys, "llama", tied), None))
         if keeps:
-            forward = replace(forward, kept=kept_gradients(forward))
+            forward = keeping(forward)
         for pair, weight in zip(pairs, weights, strict=True):
             (forward.log_probs(to_row([pair])) * weight).sum().backward()
         gradients.append({name: p.grad for name, p in forward.model.named_parameters() if p.grad is not None})
@@ -97,7 +105,7 @@ def test_those_of_pairs_are_the_same_too(toys: Any, tied: bool) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_they_stay_and_are_zeroed(toys: Any, tied: bool) -> None:
     forward = plan_forward(model_of(toys, "llama", tied), None)
-    forward = replace(forward, kept=kept_gradients(forward))
+    forward = keeping(forward)
     optimizer = torch.optim.AdamW(forward.model.parameters())
     places = [weight.grad.data_ptr() for weight in forward.kept]
     expected = backward(forward, rows(1))
@@ -138,7 +146,7 @@ def test_nothing_of_their_size_is_made_beside_the_copy_for_the_products(
     monkeypatch.setattr(loss, "ADDED_BYTES", 4 * 16 * 7)
     forward = plan_forward(model_of(toys, "llama", tied), torch.bfloat16)
     if kept:
-        forward = replace(forward, kept=kept_gradients(forward))
+        forward = keeping(forward)
     shape = forward.model.get_input_embeddings().weight.shape
     with Sizes() as sizes:
         backward_only(forward, rows(2))
@@ -163,7 +171,7 @@ def test_weights_in_half_precision_and_frozen_ones_have_none_that_stays(toys: An
 
 def test_an_evaluation_adds_nothing(toys: Any) -> None:
     forward = plan_forward(model_of(toys, "llama", True), None)
-    forward = replace(forward, kept=kept_gradients(forward))
+    forward = keeping(forward)
     with torch.no_grad():
         forward.loss(rows(1)[0], 1.0)
     assert not any(weight.grad.any() for weight in forward.kept)

@@ -21,7 +21,14 @@ def resident_bytes() -> int:
 
 
 def highest_resident_bytes() -> int:
-    """The most that this process ever had in memory."""
+    """The most that this program ever had in memory.
+
+    Linux's ``ru_maxrss`` begins with what the process had that started it; ``VmHWM`` begins with the program.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        (kilobytes,) = (line.split()[1] for line in status.read_text("ascii").splitlines() if line.startswith("VmHWM:"))
+        return int(kilobytes) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

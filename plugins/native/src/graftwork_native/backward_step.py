@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from graftwork.errors import RunError
+from graftwork.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     from torch import nn
 
     from graftwork.data.batch import Row
+
+
+def require_one_process(processes: int) -> None:
+    """Raises :class:`UsageError` where there are several."""
+    if processes > 1:
+        raise UsageError(
+            "training.optimizer_in_backward: with several processes a weight is stepped by the sum of their gradients, "
+            "which is made after the backward pass: remove it, or train in one process"
+        )
 
 
 class BackwardStep:

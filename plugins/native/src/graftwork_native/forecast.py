@@ -111,9 +111,7 @@ class Trace:
             materialise(model, config, device)
         forward = planned(model, request, device)
         if keeps_gradients(config):
-            with self.live:
-                self.live.part = "gradients"
-                forward = replace(forward, kept=kept_gradients(forward))
+            forward = replace(forward, kept=kept_gradients(forward))
         self.kept = forward.kept
         self.objective = objective_of(forward, request.params)
         training = config.training

@@ -1,20 +1,18 @@
-"""Memory: how it is given back, and how much of it there was."""
+"""Memory: how it is given back."""
 
 from __future__ import annotations
 
 import ctypes
-import resource
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-
-import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGEST = (1 << 31) - 1
+LARGEST_OF_OLD = 32 << 20
 COMES_AND_GOES, STAYS = 1 << 30, 1 << 20
 """Blocks of so many bytes get pages of their own from the system, others lie side by side in glibc's heap."""
 
@@ -36,7 +34,7 @@ def lasting() -> Iterator[None]:
     """Within the block large tensors get pages of their own: weights, and what the optimizer keeps of them.
 
     In the heap they would take the gaps that a step's tensors leave, and the next step would find none that is large
-    enough: a fifth of the peak at a vocabulary of 128,256.
+    enough. (Where a gap is there already, glibc still takes that.)
     """
     set_option(M_MMAP_THRESHOLD, STAYS)
     try:
@@ -51,12 +49,7 @@ def set_option(option: int, value: int) -> None:
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(option, value)
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most that there was: of the device's memory on CUDA, else of the process's resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        # glibc before 2.35 takes no threshold above half a heap of a thread; unset, each freed block would go back
+        taken = libc.mallopt(option, value)
+        if not taken and option == M_MMAP_THRESHOLD:
+            libc.mallopt(option, LARGEST_OF_OLD)

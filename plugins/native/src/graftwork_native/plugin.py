@@ -40,11 +40,9 @@ def _forecast(request: ForecastRequest) -> Forecast:
 
 
 def _refuse(request: MethodRequest) -> None:
-    if request.config.training.activation_offloading:
-        from graftwork.builders.dtype import choose_device_map, device_of
-        from graftwork_native.offload import require_device
+    from graftwork_native.refusals import refuse
 
-        require_device(device_of(choose_device_map(request.config.model.device_map)))
+    refuse(request)
 
 
 @hookimpl

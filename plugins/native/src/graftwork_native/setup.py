@@ -28,7 +28,7 @@ from graftwork.registry import get_registry
 from graftwork.runs.memory import resident_bytes
 from graftwork.tokenizers import stop_token_ids
 from graftwork_native import precision
-from graftwork_native.backward_step import BackwardStep
+from graftwork_native.backward_step import BackwardStep, require_one_process
 from graftwork_native.dpo import Dpo, prepare_for_pairs
 from graftwork_native.evaluation import Prompt, prompts_of
 from graftwork_native.memory import lasting
@@ -104,8 +104,7 @@ def set_up(request: TrainRequest, world: World) -> Parts:
         if isinstance(split, IndexedLoader) and forward.limits:
             forward.limits.check(split.largest_token, split.longest_sample)
     if world.size == 1 and keeps_gradients(config):
-        with lasting():
-            forward = replace(forward, kept=kept_gradients(forward))
+        forward = replace(forward, kept=kept_gradients(forward))
     facts = {**facts_of(model, forward), "data_train": describe(loader), "total_steps": total_steps}
     if validation is not None:
         facts["data_validation"] = describe(validation)
@@ -151,11 +150,7 @@ def backward_step_of(config: RunConfig, optimizer: torch.optim.Optimizer, world:
     """The steps within the backward pass, where they are asked for."""
     if not config.training.optimizer_in_backward:
         return None
-    if world.size > 1:
-        raise UsageError(
-            "training.optimizer_in_backward: with several processes a weight is stepped by the sum of their gradients, "
-            "which is made after the backward pass: remove it, or train in one process"
-        )
+    require_one_process(world.size)
     return BackwardStep(optimizer)
 
 

@@ -35,6 +35,7 @@ from graftwork.runs.kept import (
     remove_old,
     without_lost,
 )
+from graftwork.runs.memory import peak_memory_bytes
 from graftwork.runs.progress import evaluating
 from graftwork.runs.run import read_lines
 from graftwork.training import TrainRequest, TrainResult
@@ -50,7 +51,7 @@ from graftwork_native.checkpoint import (
 )
 from graftwork_native.evaluation import complete, evaluate
 from graftwork_native.interrupt import Interrupt, Left
-from graftwork_native.memory import keep_freed_memory, lasting, peak_memory_bytes
+from graftwork_native.memory import keep_freed_memory, lasting
 from graftwork_native.model import load_model
 from graftwork_native.params import NativeParams
 from graftwork_native.schedule import learning_rate
@@ -104,6 +105,9 @@ class NativeTrainer:
         self.request = replace(self.request, resume_from=self.world.told(self.request.resume_from))
         self.parts = set_up(self.request, self.world)
         self._go_on_from(self.request.resume_from)
+        # Not before: PyTorch restores no optimizer where a gradient is there
+        with lasting():
+            clear_gradients(self.parts.optimizer, self.parts.forward.kept)
         self._require_metric()
         self.run.update(**self.parts.facts)
         self.run.start(self.state.step, evaluated=self.state.evaluated)

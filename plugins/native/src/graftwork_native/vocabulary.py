@@ -30,7 +30,7 @@ def keeps_gradients(config: RunConfig) -> bool:
 
 
 def kept_gradients(forward: Forward) -> tuple[nn.Parameter, ...]:
-    """Gives the trained weights of embedding and head a gradient of zeros that stays, and returns these weights.
+    """The trained weights of embedding and head, whose gradients are to stay; :func:`clear_gradients` makes these.
 
     Only float32 masters: in half precision a sum over many rows would lose the small ones.
     """
@@ -41,8 +41,6 @@ def kept_gradients(forward: Forward) -> tuple[nn.Parameter, ...]:
         weights.append(embedding.weight)
     if forward.fused_head and is_master(head := linear_of(parts_of(forward.model)[1]).weight):
         weights.append(head)
-    for weight in weights:
-        weight.grad = torch.zeros_like(weight)
     return tuple(dict.fromkeys(weights))
 
 
@@ -52,9 +50,8 @@ def is_master(weight: Any) -> bool:
 
 
 def clear_gradients(optimizer: torch.optim.Optimizer, kept: tuple[nn.Parameter, ...]) -> None:
-    """Zeroes the gradients of ``kept`` and frees all others."""
-    gradients = [weight.grad for weight in kept]
+    """Zeroes the gradients of ``kept``, makes those that are not there, and frees all others."""
+    gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad.zero_() for weight in kept]
     optimizer.zero_grad(set_to_none=True)
     for weight, gradient in zip(kept, gradients, strict=True):
-        if gradient is not None:
-            weight.grad = gradient.zero_()
+        weight.grad = gradient
