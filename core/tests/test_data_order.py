@@ -497,6 +497,13 @@ def test_of_data_on_the_hub_the_steps_have_to_be_said(tmp_path: Path) -> None:
         count_steps(config, loader)
     config.training.max_steps = 7
     assert count_steps(config, loader) == 7
+    # What is held out of files is known by another name too, and is no data on the Hub.
+    loader.mixture.streams[0].source = SimpleNamespace(
+        revisions={"a.jsonl (holdout)": "training beside 0.1 by seed 0"},
+        rows=counted(tmp_path, max_rejected=4).mixture.streams[0].source.rows,
+    )
+    config.training.max_steps = -1
+    assert count_steps(config, loader) > 0
 
 
 def test_a_stream_stops_where_too_many_rows_are_rejected(tmp_path: Path) -> None:

@@ -164,7 +164,8 @@ def count_steps(config: RunConfig, loader: Loader) -> int:
     if config.training.max_steps > 0:
         return config.training.max_steps
     if isinstance(loader, StreamedLoader):
-        if any(getattr(stream.source, "revisions", {}) for stream in loader.mixture.streams):
+        places = [place for stream in loader.mixture.streams for place in getattr(stream.source, "revisions", {})]
+        if any(place.startswith("hf://") for place in places):
             raise UsageError(
                 "training.max_steps: how many steps an epoch has is not known of data that is streamed from the Hub "
                 "without fetching all of it; say how many steps to train"
