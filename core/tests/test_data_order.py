@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partial
 from itertools import islice
 from math import ceil
 from types import SimpleNamespace
@@ -473,6 +474,41 @@ def test_the_steps_of_a_stream_are_counted_and_leave_it_as_it_was(tmp_path: Path
     assert [first_tokens(step) for step in islice(loader.steps(), 20)] == rows
     assert (account.read, account.used, account.closed) == (10, 6, True)
     assert account.to_plain() == straight.accounts[0].to_plain()
+
+
+def cut_short(tmp_path: Path, buffer: int) -> tuple[StreamedLoader, list[set[str]]]:
+    """Epochs that end with three rows of the one dataset, whatever is read of the other; and the rows that came."""
+    half = {"mixture_proportion": 0.5, "shuffle": True, "shuffle_buffer_size": buffer}
+    mixture = mixture_of(tmp_path, [3, 40], half, half)
+    came: list[set[str]] = [set(), set()]
+
+    def encode(number: int, row: Row) -> Sample:
+        came[number].add(row.where)
+        return sample_of(row.data["n"])
+
+    encoders = [used(partial(encode, number)) for number in range(2)]
+    accounts = [Account("short"), Account("long")]
+    packer = Packer(8, "none", documents=True)
+    return StreamedLoader(mixture, encoders, accounts, packer, batch_size=2, accumulation=3), came
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("buffer", [1, 4, 30])
+def test_rows_that_an_epoch_left_in_the_buffer_are_counted_when_they_come(
+    tmp_path: Path, buffer: int, ahead: bool
+) -> None:
+    """They were read, and passed for counted. Also after the steps were counted, and wherever it is resumed."""
+    loader, came = cut_short(tmp_path, buffer)
+    if ahead:
+        loader.count_steps(1)
+    for _ in range(30):
+        next(loader.steps())
+        assert [account.read for account in loader.accounts] == [len(rows) for rows in came]
+        resumed, _ = cut_short(tmp_path, buffer)
+        resumed.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+        resumed.prepare, loader = loader.prepare, resumed
+    assert loader.epoch > 5
+    assert len(came[1]) > buffer / 2
 
 
 @pytest.mark.parametrize("packing", ["cut", "whole", "none"])

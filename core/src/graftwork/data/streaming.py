@@ -42,6 +42,7 @@ class ShuffledRows:
         self.position: Position = START
         self.seen: Position = START
         self.passed: Position = START  # what counts as seen from the next row on
+        self.left: set[Position] = set()  # new rows that were seen, and left in the buffer when an epoch ended
         self.whole = False
         self.buffer: list[Row] = []
         self._rows = source.rows(START)
@@ -66,15 +67,24 @@ class ShuffledRows:
         return not self._fill()
 
     def is_new(self, row: Row) -> bool:
-        """Whether no earlier epoch read as far as ``row``: of those that did, each row is counted already."""
+        """Whether ``row`` is given for the first time; asked once of each row that is given."""
+        if row.after in self.left:
+            self.left.remove(row.after)
+            return True
         return row.after > self.seen
 
     def restart(self) -> None:
         """Begins the next epoch, also before the end of this one."""
         self.whole = self.whole or self.exhausted
-        self.seen = max(self.seen, self.position)
+        self.leave()
         self.epoch, self.taken, self.position, self.buffer = self.epoch + 1, 0, START, []
         self._rows = self.source.rows(START)
+
+    def leave(self) -> None:
+        """All that was read counts as seen, and of the rows that wait in the buffer the new ones are remembered."""
+        seen = max(self.seen, self.passed)
+        self.left.update(row.after for row in self.buffer if row.after > seen)
+        self.seen = max(seen, self.position)
 
     def _fill(self) -> bool:
         """Reads until the buffer is full or the epoch's rows are; says whether there is a row to take."""
@@ -103,6 +113,7 @@ class ShuffledRows:
             "taken": self.taken,
             "position": list(self.position),
             "seen": list(max(self.seen, self.passed)),
+            "left": [list(after) for after in sorted(self.left)],
             "whole": self.whole,
             "buffer": [row_to_plain(row) for row in self.buffer],
             "generator": [version, list(internal), gauss],
@@ -113,6 +124,7 @@ class ShuffledRows:
         self.epoch, self.taken = state["epoch"], state["taken"]
         self.position = to_position(state["position"])
         self.seen, self.passed, self.whole = to_position(state["seen"]), START, state["whole"]
+        self.left = {to_position(after) for after in state["left"]}
         self.buffer = [row_from_plain(item) for item in state["buffer"]]
         self.generator.setstate(to_generator_state(state["generator"]))
         self._rows = self.source.rows(self.position)
@@ -239,9 +251,11 @@ class StreamedLoader:
             count += 1
         while not self.mixture.epoch:  # its first row says that the rows of the epoch before were all
             next(steps)
+        for stream in self.mixture.streams:
+            stream.leave()
         after = self.state_dict()
         for own, read in zip(before["mixture"]["streams"], after["mixture"]["streams"], strict=True):
-            own |= {"seen": read["seen"], "whole": read["whole"]}
+            own |= {name: read[name] for name in ("seen", "left", "whole")}
         self.load_state_dict({**before, "accounts": after["accounts"]})
         return ceil(count * epochs)
 
