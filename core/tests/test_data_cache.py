@@ -537,6 +537,22 @@ def test_one_process_at_a_time_makes_an_entry(tmp_path: Path, caplog: pytest.Log
     assert not list(entry.parent.iterdir()), "no lock is left behind"
 
 
+def test_without_locks_nobody_is_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network file systems have none."""
+
+    def refuse(file: Any, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(cache.fcntl, "flock", refuse)
+    entry = tmp_path / "samples" / "entry"
+    with caplog.at_level(logging.INFO, "graftwork"), cache.alone(entry) as waited:
+        assert not waited
+    assert not caplog.messages
+    assert not list(entry.parent.iterdir())
+
+
 LOADER = """
 import hashlib, json, logging, sys
 from transformers import PreTrainedTokenizerFast

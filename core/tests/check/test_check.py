@@ -11,6 +11,7 @@ import yaml
 from graftwork.check.check import check_run
 from graftwork.check.data import length_facts
 from graftwork.check.memory import free_memory
+from graftwork.check.report import Part, said_once
 from graftwork.check.subject import Subject
 from graftwork.config import load_config
 from graftwork.errors import DataError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from graftwork.check.report import Part, Report
+    from graftwork.check.report import Report
 
     WriteConfig = Callable[..., Path]
     Graft = Callable[..., tuple[int, str, str]]
@@ -54,6 +55,18 @@ def test_a_cause_that_every_row_has_is_said_once(write_config: WriteConfig) -> N
     rejected = [text for text in texts(report, "data", "error") if text.startswith("rejected: ")]
     assert len(rejected) == 1
     assert "rows 1, 2, 3 and 7 more" in rejected[0]
+
+
+def test_of_two_equal_lines_the_later_points_to_the_first() -> None:
+    """Found by what it says, the first one became the note, and nothing was left to point to."""
+    cause = "the tokenizer has no token to end with"
+    one = Part("data", "Data")
+    for _ in range(3):
+        one.error(f"train: {cause}", cause=cause)
+    said_once([Part("configuration", "Configuration"), one])
+    assert [(line.status, line.text) for line in one.lines] == [
+        ("error", f"train: {cause}"), ("note", "train: as is said above"), ("note", "train: as is said above"),
+    ]  # fmt: skip
 
 
 def test_rows_are_counted_with_reasons_and_lines(write_config: WriteConfig) -> None:

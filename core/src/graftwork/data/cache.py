@@ -177,13 +177,8 @@ def _enter(path: Path) -> tuple[IO[str], bool]:
     waited = False
     while True:
         file = path.open("w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if not waited:
-                logger.info("another process prepares the same samples: waiting for it")
-            waited = True
-            _wait(file.fileno())
+        with suppress(OSError):  # a file system without locks: both make it, and one of them is kept
+            waited = _lock(file, said=waited) or waited
         if _is_at(path, file):
             return file, waited
         file.close()  # deleted meanwhile: the next one locks a new file, and would not meet this one
@@ -205,11 +200,16 @@ def _remove_unheld(path: Path) -> None:
             path.unlink()
 
 
-def _wait(handle: int) -> None:
+def _lock(file: IO[str], *, said: bool) -> bool:
+    """Locks a file. Whether that took waiting for another process, which is ``said`` once."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks: both make it, and one of them is kept
-        return
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not said:
+            logger.info("another process prepares the same samples: waiting for it")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return True
+    return False
 
 
 # What an entry is named after
