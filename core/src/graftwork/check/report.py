@@ -57,9 +57,7 @@ def said_once(parts: Sequence[Part]) -> None:
         if id(line) not in kept:
             holder = next(other for other, known in held if same_cause(line.cause, known.cause))
             there = "as is said above" if holder is part else f"see {holder.title}"
-            place = next(
-                number for number, one in enumerate(part.lines) if one is line
-            )  # an equal one may be before it
+            place = next(number for number, one in enumerate(part.lines) if one is line)  # an equal one may come first
             part.lines[place] = Line("note", line.text.removesuffix(line.cause) + there)
 
 
