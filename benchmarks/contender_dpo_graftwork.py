@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import resource
 import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from graftwork.runs.memory import highest_resident_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +67,7 @@ def main(model: str, data: str, steps: int) -> dict[str, Any]:
         "seconds": [end - begin for begin, end in itertools.pairwise(ends)][WARM_UP - 1 :],
         "reference_seconds": waited[WARM_UP:],
         "first": {name: lines[0][name] for name in ("logps/chosen", "logps/rejected")},
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": highest_resident_bytes(),
     }
 
 

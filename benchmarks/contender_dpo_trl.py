@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import resource
 import sys
 import tempfile
 import time
 from typing import Any
+
+from graftwork.runs.memory import highest_resident_bytes
 
 WARM_UP, PAIRS = 3, 4
 
@@ -79,7 +80,7 @@ def main(model: str, data: str, steps: int, setting: str) -> dict[str, Any]:
         "seconds": seconds[WARM_UP - 1 :],
         "reference_seconds": [(before - seconds[0]) / (WARM_UP + steps)] if precomputes else [],
         "first": first,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": highest_resident_bytes(),
     }
 
 

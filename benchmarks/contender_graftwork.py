@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import resource
 import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from graftwork.runs.memory import highest_resident_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -78,7 +79,7 @@ def main(
         "labels": [line["supervised_tokens"] for line in measured],
         "first_loss": lines[0]["loss"],
         "first_norm": lines[0]["grad_norm"],
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": highest_resident_bytes(),
         "rss_before_bytes": record["before_model_bytes"],
     }
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from typing import Any
+
+from graftwork.runs.memory import highest_resident_bytes
 
 
 def main(model: str, data: str) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def main(model: str, data: str) -> dict[str, Any]:
         "tokens": loader.counts.tokens,
         "supervised_tokens": loader.counts.supervised_tokens,
         "rows": steps,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": highest_resident_bytes(),
     }
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
 from typing import Any
+
+from graftwork.runs.memory import highest_resident_bytes
 
 
 def main(model: str, data: str, processes: int) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def main(model: str, data: str, processes: int) -> dict[str, Any]:
         "cpu_seconds": cpu_seconds,
         "tokens": tokens,
         "supervised_tokens": trained,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": highest_resident_bytes(),
     }
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from graftwork.runs.memory import highest_resident_bytes
 
 WARM_UP, BATCH, ROW = 3, 2, 1024
 
@@ -41,7 +42,7 @@ def main(model: str, text: str, steps: int) -> dict[str, Any]:
         "tokens": [BATCH * ROW] * steps,
         "labels": [BATCH * (ROW - 1)] * steps,
         "first_loss": losses[0],
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": highest_resident_bytes(),
     }
 
 

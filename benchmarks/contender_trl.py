@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import resource
 import sys
 import tempfile
 import time
 from typing import Any
+
+from graftwork.runs.memory import highest_resident_bytes
 
 WARM_UP = 3
 
@@ -80,7 +81,7 @@ def main(model: str, data: str, steps: int, setting: str) -> dict[str, Any]:
         "tokens": [tokens for tokens, _ in counts[WARM_UP:]],
         "labels": [labels for _, labels in counts[WARM_UP:]],
         "first_loss": losses[0],
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": highest_resident_bytes(),
     }
 
 
