@@ -100,15 +100,14 @@ def test_what_needs_all_gradients_is_refused(
 
 
 def test_several_processes_are_refused(toys: Any, tmp_path: Path, llama: Path, chat: dict[str, Any]) -> None:
-    from graftwork.launch import Place
-    from graftwork_native.setup import backward_step_of
-    from graftwork_native.world import World
+    from graftwork.check.methods import MethodRequest
+    from graftwork_native.refusals import refuse
 
     config = toys.config(tmp_path, llama, chat, training={**PLAIN, "optimizer_in_backward": True})
     with pytest.raises(
         UsageError, match="optimizer_in_backward: with several processes a weight is stepped by the sum"
     ):
-        backward_step_of(config, torch.optim.SGD([nn.Parameter(torch.zeros(1))]), World(Place(0, 2)))
+        refuse(MethodRequest(config=config, params=None, processes=2))
 
 
 def test_a_gradient_that_is_no_number_ends_the_run_before_its_weight_is_stepped() -> None:

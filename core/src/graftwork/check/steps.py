@@ -76,12 +76,17 @@ def count_tokens(part: Part, subject: Subject, loader: IndexedLoader) -> None:
     part.ok(f"{about}{tokens:,} tokens in an epoch, {about}{trained:,} of them trained")
 
 
+def is_read_whole(subject: Subject) -> bool:
+    """Whether all training rows were read, and not a sample of them."""
+    return all(dataset.whole for dataset in subject.splits["train"])
+
+
 def picks_of(subject: Subject, loader: IndexedLoader) -> list[float] | None:
     """Samples that an epoch takes of each dataset, after sampling and mixing; None where the rows are not known."""
     datasets, split = subject.splits["train"], subject.config.data.train
     if any(dataset.rows is None for dataset in datasets):
         return None
-    if all(dataset.whole for dataset in datasets):
+    if is_read_whole(subject):
         counts = Counter(loader.plan(0).picks[:, 0].tolist())
         return [float(counts[number]) for number in range(len(datasets))]
     takes: list[float] = []
@@ -99,7 +104,7 @@ def picks_of(subject: Subject, loader: IndexedLoader) -> list[float] | None:
 def tokens_of(subject: Subject, loader: IndexedLoader, picks: list[float]) -> tuple[int, int]:
     """Tokens of so many samples of each dataset, and trained ones: exactly where all rows were read."""
     datasets = loader.datasets
-    if all(dataset.whole for dataset in subject.splits["train"]):
+    if is_read_whole(subject):
         taken = [(datasets[number], index) for number, index in loader.plan(0).picks.tolist()]
         return sum(int(own.lengths[at]) for own, at in taken), sum(int(own.supervised[at]) for own, at in taken)
     means = [(own.lengths.mean(), own.supervised.mean()) for own in datasets]
@@ -113,7 +118,7 @@ def blocks_of(subject: Subject, loader: IndexedLoader) -> float:
     if picks is None:
         return 0
     sampled = loader.plan(0)
-    if all(dataset.whole for dataset in subject.splits["train"]):
+    if is_read_whole(subject):
         return len(sampled.plan)
     if subject.config.data.train.pack or subject.schema == "text":
         lengths = [own.lengths for own in loader.datasets]
@@ -131,7 +136,7 @@ def count_steps(part: Part, subject: Subject, loader: IndexedLoader, blocks: int
     if training.max_steps > 0:
         total: int | None = training.max_steps
     else:
-        whole = not streamed and all(dataset.whole for dataset in subject.splits["train"])
+        whole = not streamed and is_read_whole(subject)
         about_all = ceil(ceil(each) * training.num_train_epochs)
         total = (loader.count_steps(training.num_train_epochs) if whole else about_all) or None
     part.facts["steps"] = total

@@ -28,15 +28,15 @@ from graftwork.registry import get_registry
 from graftwork.runs.memory import resident_bytes
 from graftwork.tokenizers import stop_token_ids
 from graftwork_native import precision
-from graftwork_native.backward_step import BackwardStep, require_one_process
+from graftwork_native.backward_step import BackwardStep
 from graftwork_native.dpo import Dpo, prepare_for_pairs
 from graftwork_native.evaluation import Prompt, prompts_of
 from graftwork_native.memory import lasting
 from graftwork_native.model import device_of, load_model
 from graftwork_native.objective import CrossEntropy, Objective
-from graftwork_native.offload import Offloading, require_device
+from graftwork_native.offload import Offloading
 from graftwork_native.params import DpoParams, NativeParams
-from graftwork_native.reference import reference_of, require_adapter, rows_ahead
+from graftwork_native.reference import reference_of, rows_ahead
 from graftwork_native.spread import Spread, spread
 from graftwork_native.trial import plan_forward
 from graftwork_native.vocabulary import keeps_gradients, kept_gradients
@@ -83,8 +83,6 @@ def set_up(request: TrainRequest, world: World) -> Parts:
     config, params = request.config, request.params
     assert isinstance(params, NativeParams)
     check_schema(config)
-    if isinstance(params, DpoParams):
-        require_adapter(config, params)
     # A model pretrained on documents, saved with a template that it was never trained on, would pass for a chat model.
     tokenizer = build_tokenizer(config.model, stand_in_template=schema_of(config.data.train) != "text")
     stop_ids = stop_token_ids(tokenizer, family=family_of_params(config.model))
@@ -134,7 +132,7 @@ def set_up(request: TrainRequest, world: World) -> Parts:
         loaded_dtype=loaded_dtype,
         facts=facts,
         saving=saving_of(config, model),
-        backward_step=backward_step_of(config, optimizer, world),
+        backward_step=backward_step_of(config, optimizer),
     )
 
 
@@ -142,16 +140,12 @@ def saving_of(config: RunConfig, model: nn.Module) -> Callable[[], AbstractConte
     """Where activations are kept: where they are made, or on the host (``training.activation_offloading``)."""
     if not config.training.activation_offloading:
         return nullcontext
-    require_device(device_of(model))
     return partial(Offloading, model)
 
 
-def backward_step_of(config: RunConfig, optimizer: torch.optim.Optimizer, world: World) -> BackwardStep | None:
+def backward_step_of(config: RunConfig, optimizer: torch.optim.Optimizer) -> BackwardStep | None:
     """The steps within the backward pass, where they are asked for."""
-    if not config.training.optimizer_in_backward:
-        return None
-    require_one_process(world.size)
-    return BackwardStep(optimizer)
+    return BackwardStep(optimizer) if config.training.optimizer_in_backward else None
 
 
 def objective_of(

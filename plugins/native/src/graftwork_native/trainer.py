@@ -11,7 +11,6 @@ import math
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +106,7 @@ class NativeTrainer:
         self._go_on_from(self.request.resume_from)
         # Not before: PyTorch restores no optimizer where a gradient is there
         with lasting():
-            clear_gradients(self.parts.optimizer, self.parts.forward.kept)
+            self._clear_gradients()
         self._require_metric()
         self.run.update(**self.parts.facts)
         self.run.start(self.state.step, evaluated=self.state.evaluated)
@@ -189,7 +188,7 @@ class NativeTrainer:
             self._leave_out(rows, losses, norm)
             return None
         self._optimize()
-        clear_gradients(optimizer, self.parts.forward.kept)
+        self._clear_gradients()
         self.state.step += 1
         self.state.skipped_in_a_row = 0
         return {"loss": sum(losses), **further, "learning_rate": rate, "grad_norm": norm}
@@ -199,15 +198,18 @@ class NativeTrainer:
         with nullcontext() if self.parts.optimizer.state else lasting():
             self.parts.optimizer.step()
 
+    def _clear_gradients(self) -> None:
+        clear_gradients(self.parts.optimizer, self.parts.forward.kept)
+
     def _leave_out(self, rows: list[Row], losses: list[float], norm: float) -> None:
         """Takes no step: weights, optimizer and schedule stay as they are. Raises :class:`RunError` where the run is
         to stop, or where leaving out does not help.
         """
-        clear_gradients(self.parts.optimizer, self.parts.forward.kept)
+        self._clear_gradients()
         state, model = self.state, self.parts.forward.model
         state.skipped_in_a_row += 1
         alone = self.world.size == 1 and self.parts.backward_step is None
-        clear = partial(clear_gradients, self.parts.optimizer, self.parts.forward.kept) if alone else None
+        clear = self._clear_gradients if alone else None
         said = nonfinite.explain(state.step + 1, losses, norm, rows, self.parts.objective, model, clear)
         if self.training.nonfinite_loss == "skip" and state.skipped_in_a_row < nonfinite.MOST_IN_A_ROW:
             if not self.world.any(nonfinite.broken_weight(model) is not None):
