@@ -168,6 +168,18 @@ def test_rows_of_which_nothing_can_be_told(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+@pytest.mark.parametrize("row", [{"text": "T", "n": 1}, {"dialog": [], "n": 1}])
+def test_a_wrong_name_of_the_turns_is_an_error(tmp_path: Path, row: dict[str, Any]) -> None:
+    """Rows with another field that tells what they are would be taken for that."""
+    (tmp_path / "a.jsonl").write_text("no json\n" + lines([row]))
+    with pytest.raises(
+        DataError,
+        match=rf"dataset {tmp_path}: dataset_kwargs\.messages_field is 'dialogs', and the row's fields are "
+        rf"{', '.join(row)}; name the one that holds the turns, or leave messages_field out",
+    ):
+        opened(tmp_path, dataset_kwargs={"messages_field": "dialogs"})
+
+
 def test_a_text_file_is_a_row_for_each_line(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("one\n\ntwo\r\n three\n")
     source = opened(tmp_path)

@@ -97,7 +97,7 @@ def encoder() -> ChatEncoder:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", chat_template=TEMPLATE)
     return ChatEncoder(
         tokenizer=tokenizer,
-        messages_field="messages",
+        messages_field=None,
         train_target="all_assistant_turns",
         stop_ids=frozenset({tokenizer.eos_token_id}),
         variables={},

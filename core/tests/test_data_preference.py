@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from graftwork.config import DatasetSplitParams
 from graftwork.data.batch import to_row
+from graftwork.data.encoders import LoadRequest, encoder_for
 from graftwork.data.lengths import TooLongError, prepare
+from graftwork.data.names import Datasets
+from graftwork.data.params import HubDatasetParams
 from graftwork.data.preference import PairEncoder, joined, pair_encoder, to_pair
 from graftwork.data.readers import Row
 from graftwork.errors import DataError
@@ -104,6 +108,25 @@ def test_the_system_text_tools_and_input_are_kept() -> None:
     assert pair.tools == tools
     pair = to_pair(row(instruction="Add.", input="2, 2", chosen="4", rejected="5", history=[["Hi", "Hello"]]))
     assert [m.content for m in pair.prompt] == ["Hi", "Hello", "Add.\n\n2, 2"]
+
+
+def test_the_field_of_the_prompt_may_be_named() -> None:
+    both = row(messages=[USER], dialog=[SYSTEM, USER], chosen="4", rejected="5")
+    assert [m.content for m in to_pair(both, "dialog").prompt] == ["Be brief.", "2 + 2?"]
+    plain = encoder()
+    options = HubDatasetParams(rows_are="preference", messages_field="dialog")
+    request = LoadRequest(
+        split=DatasetSplitParams(),
+        tokenizer=plain.tokenizer,
+        max_length=99,
+        stop_ids=plain.stop_ids,
+        seed=0,
+        batch_size=1,
+    )
+    named = encoder_for(replace(Datasets()["huggingface"], schema="preference"), options, request)
+    assert plain.tokenizer.decode(named(both).input_ids) == "<s>Be brief.\n" + plain.tokenizer.decode(
+        plain(both).input_ids
+    )
 
 
 def test_a_system_text_stays_before_whole_conversations() -> None:

@@ -151,7 +151,7 @@ def test_only_the_assistant_is_learned(tokenizer: Any, target: str) -> None:
         {"role": "assistant", "content": "four"},
     ]
     split = DatasetSplitParams(train_target=target)
-    sample = chat_encoder(tokenizer, split, "messages", frozenset({tokenizer.eos_token_id}), {})(row(messages=messages))
+    sample = chat_encoder(tokenizer, split, None, frozenset({tokenizer.eos_token_id}), {})(row(messages=messages))
     theirs = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
     assert sample.input_ids.tolist() == theirs["input_ids"]
     learned = tokenizer.decode(sample.input_ids[sample.trained])
@@ -163,7 +163,7 @@ def test_only_the_assistant_is_learned(tokenizer: Any, target: str) -> None:
 
 
 def test_a_turn_without_a_stop_names_its_row(tokenizer: Any) -> None:
-    encode = chat_encoder(tokenizer, DatasetSplitParams(), "messages", frozenset({5}), {})
+    encode = chat_encoder(tokenizer, DatasetSplitParams(), None, frozenset({5}), {})
     with pytest.raises(DataError) as caught:
         encode(row(question="Q", answer="A"))
     said = (
@@ -176,7 +176,7 @@ def test_a_turn_without_a_stop_names_its_row(tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("policy", ["error", "as_text", "allow"])
 def test_control_tokens_in_a_row(tokenizer: Any, policy: str) -> None:
-    encode = chat_encoder(tokenizer, DatasetSplitParams(), "messages", frozenset({tokenizer.eos_token_id}), {}, policy)
+    encode = chat_encoder(tokenizer, DatasetSplitParams(), None, frozenset({tokenizer.eos_token_id}), {}, policy)
     bad = row(question="Q<end>?", answer="A")
     if policy == "error":
         with pytest.raises(
@@ -207,7 +207,7 @@ def test_calls_of_tools_and_the_tools_of_a_row() -> None:
         {"role": "assistant", "content": "It is 3"},
     ]
     for tools in ([{"name": "add"}], '[{"name": "add"}]'):
-        encode = chat_encoder(able, DatasetSplitParams(), "messages", frozenset({able.eos_token_id}), {})
+        encode = chat_encoder(able, DatasetSplitParams(), None, frozenset({able.eos_token_id}), {})
         sample = encode(row(messages=messages, tools=tools))
         assert able.decode(sample.input_ids) == (
             f'[{{"name": "add"}}]user:1 + 2?[{json.dumps(call)}]<end>tooladdc1:3It is 3<end>'
@@ -227,7 +227,7 @@ def test_calls_of_tools_and_the_tools_of_a_row() -> None:
     ],
 )
 def test_tools_that_would_be_left_out(tokenizer: Any, data: dict[str, Any], reason: str) -> None:
-    encode = chat_encoder(tokenizer, DatasetSplitParams(), "messages", frozenset({tokenizer.eos_token_id}), {})
+    encode = chat_encoder(tokenizer, DatasetSplitParams(), None, frozenset({tokenizer.eos_token_id}), {})
     messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
     with pytest.raises(DataError, match=reason):
         encode(row(messages=messages, **data))

@@ -19,6 +19,7 @@ from graftwork.config import DatasetParams
 from graftwork.data.conversations import plain_turns, to_conversation, tools_of, verdict_of
 from graftwork.data.files import Unreadable
 from graftwork.data.names import look_up
+from graftwork.data.preference import to_pair
 from graftwork.data.readers import OpenRequest, Row
 from graftwork.data.shapes import shape_of
 from graftwork.errors import DataError
@@ -32,7 +33,11 @@ def row(data: Any) -> Row:
 
 
 def turns(data: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(message.role.value, message.text) for message in to_conversation(row(data)).messages]
+    return turns_by(data, None)
+
+
+def turns_by(data: dict[str, Any], field: str | None) -> list[tuple[str, str]]:
+    return [(message.role.value, message.text) for message in to_conversation(row(data), field).messages]
 
 
 def rows_of(name: str, path: Path, **kwargs: Any) -> list[Row]:
@@ -138,6 +143,20 @@ def test_two_lists_of_turns_need_a_name() -> None:
         assert len(to_conversation(row(data), "messages").messages) == 2
         assert len(to_conversation(row(data), "conversations").messages) == 4
     assert plain_turns(row({"messages": TALK, "conversations": other}), "messages") is not None
+
+
+@pytest.mark.parametrize("data", [{"messages": TALK}, {"question": "Q", "answer": "A"}, {"n": 1}, {}])
+def test_a_wrong_name_of_the_turns_is_an_error(data: dict[str, Any]) -> None:
+    """Another field in the place of the one that was asked for would be trained on without a word."""
+    said = (
+        "rows.jsonl:7: dataset_kwargs.messages_field is 'dialog', and the row's fields are "
+        f"{', '.join(data) or 'none'}; name the one that holds the turns, or leave messages_field out"
+    )
+    for read in (lambda: to_conversation(row(data), "dialog"), lambda: to_pair(row(data), "dialog")):
+        with pytest.raises(DataError) as error:
+            read()
+        assert str(error.value) == said
+    assert turns_by({**data, "dialog": None, "messages": TALK}, "dialog") == ASKED, "a cell that is empty in a table"
 
 
 CALL = {"name": "add", "arguments": {"a": 1}}

@@ -118,9 +118,25 @@ def texts_of(conversation: Conversation) -> tuple[tuple[str, ...], list[str]] | 
 
 
 def messages_of(data: Mapping[str, Any], where: str, messages_field: str | None = None) -> list[Message] | None:
-    """The turns of the row, with the text of its field ``system`` before them; None where its shape is unknown."""
+    """The turns of the row, with the text of its field ``system`` before them; None where its shape is unknown.
+
+    Raises :class:`DataError` where there is no ``messages_field``: another field than the one that was asked for would
+    be trained on, and nobody would know.
+    """
+    require_field(data, messages_field, where)
     messages = _messages_of(data, where, messages_field)
     return [*system_of(data, where), *messages] if messages and messages[0].role is not Role.SYSTEM else messages
+
+
+def require_field(data: Mapping[str, Any], messages_field: str | None, where: str) -> None:
+    """Raises :class:`DataError` where the row has no field of the name that the configuration gives. One that is there
+    and empty is that of a table with rows of several shapes.
+    """
+    if messages_field is not None and messages_field not in data:
+        raise DataError(
+            f"{where}: dataset_kwargs.messages_field is {messages_field!r}, and the row's fields are "
+            f"{', '.join(data) or 'none'}; name the one that holds the turns, or leave messages_field out"
+        )
 
 
 def system_of(data: Mapping[str, Any], where: str) -> list[Message]:

@@ -94,8 +94,8 @@ def encoder_for(spec: DatasetSpec, options: BaseModel | None, request: LoadReque
     """How the dataset's rows become samples."""
     if spec.schema == "text":
         return text_encoder(request.tokenizer, getattr(options, "text_field", "text"))
+    messages_field = getattr(options, "messages_field", None)
     if spec.schema == "chat":
-        messages_field = getattr(options, "messages_field", None)
         require_stops(request.tokenizer, request.stop_ids, request.template_variables)
         return chat_encoder(
             request.tokenizer,
@@ -113,6 +113,7 @@ def encoder_for(spec: DatasetSpec, options: BaseModel | None, request: LoadReque
             request.stop_ids,
             request.template_variables,
             request.special_tokens_in_content,
+            messages_field,
         )
     raise DataError(f"dataset {spec.name} holds {spec.schema} rows, which this loader does not read")
 

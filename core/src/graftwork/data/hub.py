@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftwork.data.conversations import require_field
 from graftwork.data.files import Item, decode, kind_of, open_file, read_documents, skip_lines
 from graftwork.data.readers import START, TABLES, Position, Row, RowSource, is_saved, read_rows, reader_of, saved_files
 from graftwork.data.shapes import shape_of
@@ -147,11 +148,15 @@ def recognise(request: OpenRequest) -> Schema:
         try:
             fields = fields or list(row.data)
             found = shape_of(row.data, params.messages_field, params.text_field)
+            if found == "text":  # told by another field than the one with the turns: the name may be wrong
+                require_field(row.data, params.messages_field, row.where)
         except DataError:
             continue
         if found is not None:
             return found
     name = request.dataset.dataset_path or request.dataset.dataset_name
+    if fields:
+        require_field(dict.fromkeys(fields), params.messages_field, f"dataset {name}")
     raise DataError(
         f"dataset {name}: what its rows are cannot be told from the fields {', '.join(fields) or 'none'}; set "
         "dataset_kwargs.schema (text, chat or preference), with text_field or messages_field where the text or the "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graftwork.data.conversations import earlier, from_turns, given, said, system_of, text_of, tools_of
+from graftwork.data.conversations import earlier, from_turns, given, require_field, said, system_of, text_of, tools_of
 from graftwork.data.lengths import TooLongError
 from graftwork.data.samples import Sample
 from graftwork.data.shapes import ANSWERS
@@ -58,19 +58,21 @@ class Pair:
 # Rows to pairs
 
 
-def to_pair(row: Row) -> Pair:
+def to_pair(row: Row, messages_field: str | None = None) -> Pair:
     """The row as a pair. Raises :class:`DataError` with the row's place where it is none.
 
     The prompt stands beside the answers (Oumi's two shapes, OpenAI's, ShareGPT's, Alpaca's, TRL's, Orca's), or they are
-    whole conversations that begin alike (UltraFeedback, TRL's implicit prompt, Anthropic's HH).
+    whole conversations that begin alike (UltraFeedback, TRL's implicit prompt, Anthropic's HH). ``messages_field`` is
+    the name of the field with the prompt; None is the first of :data:`PROMPTS` that is there.
     """
     if isinstance(inside := row.data.get("input"), Mapping):  # OpenAI: messages and tools one level down
         row = replace(row, data={**row.data, "input": None, **inside})
+    require_field(row.data, messages_field, row.where)
     fields = next((names for names in ANSWERS if all(given(row.data, name) for name in names)), None)
     if fields is None:
         raise DataError(f"{row.where}: {listed(row)} are no preference row; expected one of: {SHAPES}")
     first, second = (row.data[field] for field in fields)
-    prompt = prompt_of(row)
+    prompt = prompt_of(row, messages_field)
     if not prompt and isinstance(first, str) and isinstance(second, str):
         prompt, chosen, rejected = split_texts(first, second, row.where)
     else:
@@ -97,9 +99,10 @@ def listed(row: Row) -> str:
     return f"fields {', '.join(row.data) or 'none'}"
 
 
-def prompt_of(row: Row) -> tuple[Message, ...]:
+def prompt_of(row: Row, messages_field: str | None) -> tuple[Message, ...]:
     """The messages of the prompt that stands in the row; none where the answers are whole conversations."""
-    field = next((name for name in PROMPTS if row.data.get(name)), None)
+    names = PROMPTS if messages_field is None else (messages_field, *PROMPTS)
+    field = next((name for name in names if row.data.get(name)), None)
     if field is None:
         return ()
     value = row.data[field]
@@ -193,6 +196,7 @@ class PairEncoder:
     stop_ids: frozenset[int]
     variables: Mapping[str, Any]
     special_tokens_in_content: str = "error"
+    messages_field: str | None = None
 
     def __call__(self, row: Row) -> Sample:
         return self._sample(row, None)
@@ -205,7 +209,7 @@ class PairEncoder:
         return self._sample(row, max_length)
 
     def _sample(self, row: Row, max_length: int | None) -> Sample:
-        pair = to_pair(row)
+        pair = to_pair(row, self.messages_field)
         try:
             chosen, rejected = (self._encode(one, pair.tools, max_length) for one in pair.conversations)
         except TooLongError:
@@ -241,6 +245,7 @@ def pair_encoder(
     stop_ids: frozenset[int],
     variables: Mapping[str, Any],
     special_tokens_in_content: str = "error",
+    messages_field: str | None = None,
 ) -> PairEncoder:
     """How rows of ``split`` become pairs. Of its ``train_target`` only ``final_assistant_turn`` has a meaning here."""
     return PairEncoder(
@@ -248,6 +253,7 @@ def pair_encoder(
         stop_ids=stop_ids,
         variables=variables,
         special_tokens_in_content=special_tokens_in_content,
+        messages_field=messages_field,
     )
 
 
