@@ -110,6 +110,16 @@ def test_the_system_text_tools_and_input_are_kept() -> None:
     assert [m.content for m in pair.prompt] == ["Hi", "Hello", "Add.\n\n2, 2"]
 
 
+def test_what_a_question_is_about_is_in_the_prompt() -> None:
+    for question in ("question", "prompt", "query", "input", "instruction"):
+        pair = to_pair(row(**{question: "Q", "context": "C", "chosen": "4", "rejected": "5"}))
+        assert [m.content for m in pair.prompt] == ["Q\n\nC"]
+    with pytest.raises(
+        DataError, match=r"here:1: question is what is asked, and the text in instruction would be lost"
+    ):
+        to_pair(row(instruction="Be brief.", question="2 + 2?", chosen="4", rejected="5"))
+
+
 def test_the_field_of_the_prompt_may_be_named() -> None:
     both = row(messages=[USER], dialog=[SYSTEM, USER], chosen="4", rejected="5")
     assert [m.content for m in to_pair(both, "dialog").prompt] == ["Be brief.", "2 + 2?"]

@@ -74,6 +74,25 @@ SHARED = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
             {"instruction": "Q", "output": "A", "history": [["q", "a"]]},
             [("user", "q"), ("assistant", "a"), *ASKED],
         ),
+        ({"instruction": "Q", "input": "I", "response": "A"}, [("user", "Q\n\nI"), ("assistant", "A")]),
+        ({"instruction": "Q", "context": "I", "output": "A"}, [("user", "Q\n\nI"), ("assistant", "A")]),
+        ({"instruction": "Q", "input": "I", "context": "I", "output": "A"}, [("user", "Q\n\nI"), ("assistant", "A")]),
+        ({"instruction": "Q in I", "input": "I", "output": "A"}, [("user", "Q in I\n\nI"), ("assistant", "A")]),
+        # Closed questions, and what has the context in the question already.
+        ({"question": "Q", "context": "C", "answer": "A"}, [("user", "Q\n\nC"), ("assistant", "A")]),
+        ({"prompt": "Q", "context": "C", "completion": "A"}, [("user", "Q\n\nC"), ("assistant", "A")]),
+        ({"question": "Q", "context": "C", "response": "A"}, [("user", "Q\n\nC"), ("assistant", "A")]),
+        ({"input": "Q", "context": "C", "output": "A"}, [("user", "Q\n\nC"), ("assistant", "A")]),
+        ({"question": "Q", "context": "", "answer": "A"}, ASKED),
+        ({"question": "Q", "context": None, "answer": "A"}, ASKED),
+        ({"prompt": "C. Q?", "context": "C.", "response": "A"}, [("user", "C. Q?"), ("assistant", "A")]),
+        # ms-swift's history
+        ({"query": "Q", "response": "A", "history": [["q", "a"]]}, [("user", "q"), ("assistant", "a"), *ASKED]),
+        ({"query": "Q", "response": "A", "history": []}, ASKED),
+        # A prompt that was made of the question, as many sets keep one, and one that says it again.
+        ({"instruction": "Add.", "input": "2, 2", "output": "4", "prompt": "Below is a task:\nAdd.\n2, 2"},
+         [("user", "Add.\n\n2, 2"), ("assistant", "4")]),
+        ({"system": "S", "system_prompt": "S", "question": "Q", "answer": "A"}, [("system", "S"), *ASKED]),
         ({"prompt": "Q", "completion": "A"}, ASKED),
         ({"prompt": TALK[:1], "completion": TALK[1:]}, ASKED),
         ({"prompt": "Q", "response": "A", "system": "S"}, [("system", "S"), *ASKED]),
@@ -119,6 +138,48 @@ def test_a_row_that_could_be_two_things_is_an_error(data: dict[str, Any], messag
         to_conversation(row(data))
     assert str(error.value).startswith("rows.jsonl:7: it can be read as ")
     assert str(error.value).endswith("these differ; remove the fields that are not meant")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"instruction": "Be brief.", "question": "Q?", "answer": "A"},
+            "question is what is asked, and the text in instruction would be lost; join the two in question (or call "
+            "them instruction and input), or remove instruction",
+        ),
+        (
+            {"prompt": "Translate.", "input": "Oui", "output": "Yes"},
+            "input is what is asked, and the text in prompt would be lost; join the two in input (or call them "
+            "instruction and input), or remove prompt",
+        ),
+        (
+            {"prompt": "Translate.", "input": "Oui", "completion": "Yes"},
+            "prompt is what is asked, and the text in input would be lost; join the two in prompt (or call them "
+            "instruction and input), or remove input",
+        ),
+        (
+            {"instruction": "Q", "input": "I", "context": "C", "output": "A"},
+            "input and context both stand beside instruction, and are not the same; join them in one field, or remove "
+            "the one that is not meant",
+        ),
+        (
+            {"question": "Q", "answer": "A", "system": "S", "system_prompt": "T"},
+            "system and system_prompt are both there, and not the same; remove one of them",
+        ),
+        *(
+            (
+                {"prompt": TALK[:1], "completion": TALK[1:], field: given},
+                f"prompt is a list of turns, and {field} beside it would be lost; put it into the turns, or remove it",
+            )
+            for field, given in (("context", "C"), ("history", [["q", "a"]]))
+        ),
+    ],
+)
+def test_a_row_loses_no_text_without_a_word(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError) as error:
+        to_conversation(row(data))
+    assert str(error.value) == f"rows.jsonl:7: {message}"
 
 
 def test_weights_are_read() -> None:
@@ -310,6 +371,8 @@ def test_tools_that_are_described_by_themselves_are_put_where_templates_look() -
         ({"conversations": SHARED, "system": 3}, r"rows\.jsonl:7: system is int 3, not a text"),
         ({"instruction": "Q", "output": "A", "history": "q"}, r"history is 'q', not a list of \[question, answer\]"),
         ({"instruction": "Q", "output": "A", "history": [["q"]]}, r"history\.0 is \['q'\], not \[question, answer\]"),
+        ({"question": "Q", "answer": "A", "history": "q"}, r"history is 'q', not a list of \[question, answer\]"),
+        ({"question": "Q", "answer": "A", "context": {"title": ["T"]}}, r"context is dict .*, not a text"),
         ({"prompt": "Q", "completion": 3.5}, r"completion is float 3\.5, not a text"),
         ({"prompt": [], "completion": "A"}, None),
         ({"prompt": ["Q"], "completion": "A"}, r"prompt\.0: Input should be .*\(got 'Q'\)"),

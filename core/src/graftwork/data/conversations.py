@@ -29,6 +29,10 @@ PAIRS = (
     ("query", "response"),
     ("input", "output"),
 )
+QUESTIONS = ("instruction", "prompt", "question", "query", "input")
+"""Where a row has what is asked."""
+CONTEXT = "context"
+"""What a question is asked about, as in Dolly's rows and in those of closed questions."""
 SYSTEM = ("system", "system_prompt")
 """Where a row has its system message, if not among its turns."""
 TOOLS = ("tools", "functions")
@@ -141,8 +145,11 @@ def require_field(data: Mapping[str, Any], messages_field: str | None, where: st
 
 def system_of(data: Mapping[str, Any], where: str) -> list[Message]:
     """The system message that stands beside the turns of a row, if there is one."""
-    field = next((field for field in SYSTEM if data.get(field)), None)
-    return [] if field is None else [said(Role.SYSTEM, text_of(data, field, where))]
+    fields = [field for field in SYSTEM if data.get(field)]
+    texts = {text_of(data, field, where) for field in fields}
+    if len(texts) > 1:
+        raise DataError(f"{where}: {' and '.join(fields)} are both there, and not the same; remove one of them")
+    return [said(Role.SYSTEM, text) for text in texts]
 
 
 def _messages_of(data: Mapping[str, Any], where: str, messages_field: str | None) -> list[Message] | None:
@@ -196,8 +203,8 @@ def agreed(readings: Mapping[str, list[Message]], where: str) -> list[Message]:
 
 
 def texts_in(data: Mapping[str, Any], known: Known) -> list[tuple[str, ...]]:
-    """The shapes without turns that a row has: of each its question's field, that of what stands behind the question
-    (Alpaca's and Dolly's have one), and its answer's. One that is only a part of another is not listed.
+    """The shapes without turns that a row has: of each its question's field (Alpaca's and Dolly's have one more) and,
+    last, its answer's. One that is only a part of another is not listed.
     """
     shapes = [names for names in (*ALPACA, *PAIRS) if known(data, names[0]) and known(data, names[-1])]
     return [names for names in shapes if not any(set(names) < set(other) for other in shapes)]
@@ -212,14 +219,68 @@ def require_one_meaning(data: Mapping[str, Any], shapes: Sequence[tuple[str, ...
 
 def values_of(data: Mapping[str, Any], names: tuple[str, ...]) -> tuple[Any, Any, Any]:
     """Question, what stands behind it, and answer."""
-    return data[names[0]], data.get(names[1]) or None if len(names) > 2 else None, data[names[-1]]
+    return data[names[0]], [data[field] for field in behind(data, names[0])], data[names[-1]]
 
 
 def from_texts(data: Mapping[str, Any], names: tuple[str, ...], where: str) -> list[Message]:
-    """A question and its answer, whose fields have these names."""
-    if len(names) > 2:
-        return from_alpaca(data, where, *names)
-    return [*said_by(Role.USER, data, names[0], where), *said_by(Role.ASSISTANT, data, names[1], where)]
+    """A question and its answer, whose fields are the first and the last of ``names``."""
+    return [*asked_in(data, names[0], where), *said_by(Role.ASSISTANT, data, names[-1], where)]
+
+
+# What is asked
+
+
+def asked_in(data: Mapping[str, Any], question: str, where: str) -> list[Message]:
+    """The turns before the answer: those of ``history``, and the question with what stands behind it after an empty
+    line. A question that is a list of turns (TRL's) is whole.
+
+    Raises :class:`DataError` where the row has another text of the kind, which would be in none of them.
+    """
+    if isinstance(data[question], list):
+        require_alone(data, question, where)
+        return from_turns(data[question], where, question)
+    asked = text_of(data, question, where)
+    fields = behind(data, question)
+    texts = {text_of(data, field, where).strip(): field for field in fields}
+    if len(texts) > 1:
+        raise DataError(
+            f"{where}: {' and '.join(fields)} both stand beside {question}, and are not the same; join them in one "
+            "field, or remove the one that is not meant"
+        )
+    # A prompt that was put together from the context has it already; Alpaca's input is joined whatever it says.
+    whole = [asked, *(data[field] for text, field in texts.items() if question == ALPACA[0][0] or text not in asked)]
+    require_all_said(data, question, "\n\n".join(whole), where)
+    return [*earlier(data.get("history"), where), said(Role.USER, "\n\n".join(whole))]
+
+
+def require_alone(data: Mapping[str, Any], question: str, where: str) -> None:
+    """Raises :class:`DataError` where something stands beside turns that has no place among them."""
+    for field in (CONTEXT, "history"):
+        if data.get(field):
+            raise DataError(
+                f"{where}: {question} is a list of turns, and {field} beside it would be lost; put it into the turns, "
+                "or remove it"
+            )
+
+
+def behind(data: Mapping[str, Any], question: str) -> list[str]:
+    """The fields with what the question is asked about that have something in them."""
+    names = [shape[1] for shape in ALPACA] if question == ALPACA[0][0] else [CONTEXT]
+    return [field for field in names if data.get(field)]
+
+
+def require_all_said(data: Mapping[str, Any], question: str, asked: str, where: str) -> None:
+    """Raises :class:`DataError` where another field of :data:`QUESTIONS` has a text that is no part of what is asked.
+    One that has the question in it is the prompt that somebody made of it, which many public sets keep beside.
+    """
+    mine = str(data[question]).strip()
+    for field in QUESTIONS:
+        text = data[field].strip() if isinstance(data.get(field), str) else ""
+        if text not in asked and not (mine and mine in text):
+            raise DataError(
+                f"{where}: {question} is what is asked, and the text in {field} would be lost; join the two in "
+                f"{question} (or call them instruction and input), or remove {field}"
+            )
 
 
 # Shapes
@@ -238,18 +299,6 @@ def from_turns(turns: Any, where: str, field: str) -> list[Message]:
         first = error.errors()[0]
         path = ".".join([field, *(str(part) for part in first["loc"][1:])])
         raise DataError(f"{where}: {path}: {first['msg']} (got {first['input']!r:.60})") from None
-
-
-def from_alpaca(data: Mapping[str, Any], where: str, question: str, context: str, answer: str) -> list[Message]:
-    """Alpaca's shape, and Dolly's; the input follows the instruction after an empty line."""
-    asked = text_of(data, question, where)
-    if data.get(context):
-        asked = f"{asked}\n\n{text_of(data, context, where)}"
-    return [
-        *earlier(data.get("history"), where),
-        said(Role.USER, asked),
-        said(Role.ASSISTANT, text_of(data, answer, where)),
-    ]
 
 
 def earlier(history: Any, where: str) -> list[Message]:

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graftwork.data.conversations import earlier, from_turns, given, require_field, said, system_of, text_of, tools_of
+from graftwork.data.conversations import (
+    QUESTIONS,
+    asked_in,
+    earlier,
+    from_turns,
+    given,
+    require_field,
+    said,
+    system_of,
+    tools_of,
+)
 from graftwork.data.lengths import TooLongError
 from graftwork.data.samples import Sample
 from graftwork.data.shapes import ANSWERS
@@ -106,8 +116,8 @@ def prompt_of(row: Row, messages_field: str | None) -> tuple[Message, ...]:
     if field is None:
         return ()
     value = row.data[field]
-    if field == "instruction" and row.data.get("input"):
-        value = f"{text_of(row.data, field, row.where)}\n\n{text_of(row.data, 'input', row.where)}"
+    if field in QUESTIONS and isinstance(value, str):
+        return tuple(asked_in(row.data, field, row.where))
     messages = (said(Role.USER, value),) if isinstance(value, str) else turns_of(value, row.where, field)
     return (*earlier(row.data.get("history"), row.where), *messages)
 
