@@ -243,6 +243,46 @@ def test_a_reward_model_is_saved_as_one(toys: Any, tmp_path: Path, llama: Path) 
     assert all(chosen > rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True))
 
 
+@pytest.mark.parametrize("targets", [["q_proj"], "all-linear"])
+def test_a_reward_model_as_an_adapter_is_merged(
+    toys: Any, tmp_path: Path, llama: Path, targets: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command's model gives the scores that PEFT gives for the folder, and those of ``save_mode: merged``. The head
+    is new: with a LoRA on it instead, nobody would have it later.
+    """
+    import json
+
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification as Judge
+
+    from graftwork.cli import main
+
+    peft = {"lora_r": 4, "lora_target_modules": targets}
+    finals = []
+    for mode in ("adapter", "merged"):
+        (tmp_path / mode).mkdir()
+        data = toys.data(tmp_path / mode, "TRL_RM")
+        training = {"use_peft": True, "max_steps": 4}
+        run = run_here(
+            toys, tmp_path / mode, llama, "TRL_RM", data, training=training, peft={**peft, "save_mode": mode}
+        )
+        finals.append(run / "final")
+    assert "score" not in json.loads((finals[0] / "adapter_config.json").read_text())["target_modules"]
+    assert main(["merge", str(finals[0]), "--output-dir", str(tmp_path / "merged model")]) == 0
+    assert "graft generate" not in capsys.readouterr().out
+    merged = Judge.from_pretrained(tmp_path / "merged model").eval()
+    theirs = PeftModel.from_pretrained(Judge.from_pretrained(llama, num_labels=1), finals[0]).eval()
+    in_run = Judge.from_pretrained(finals[1]).eval()
+    assert merged.config.pad_token_id == in_run.config.pad_token_id is not None
+    theirs.config.pad_token_id = merged.config.pad_token_id
+    ids = torch.arange(1, 25).view(3, 8)
+    ids[1, 5:] = merged.config.pad_token_id
+    with torch.no_grad():
+        scores = merged(ids).logits
+        torch.testing.assert_close(scores, theirs(ids).logits)
+        torch.testing.assert_close(scores, in_run(ids).logits)
+
+
 def test_grpo_learns_what_is_rewarded(toys: Any, tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reward for one byte in the answer goes up, and prompts reach the reward as they are in the data."""
     from graftwork.registry import get_registry

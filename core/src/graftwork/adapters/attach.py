@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from graftwork.adapters.folder import check_base, check_shapes
+from graftwork.adapters.judge import as_trained
 from graftwork.adapters.record import record_of, remember, rows_of, write_record
 from graftwork.adapters.targets import check_modules, linear_modules, module_leaves, resolve_lora_targets
 from graftwork.adapters.tokens import make_room, rows_in, token_targets
@@ -59,12 +60,14 @@ def attach_adapter(
 def load_adapter(model: PreTrainedModel, path: Path | str, trainable: bool = False) -> PeftModel:
     """Puts the adapter in the folder ``path`` onto ``model``.
 
-    Raises :class:`ModelError` where the adapter was made for another base or does not fit in shape.
+    A reward model's adapter makes one of the language model that it was trained on. Raises :class:`ModelError` where
+    the adapter was made for another base or does not fit in shape.
     """
     folder = Path(path)
     check_base(folder, model)
     record = record_of(model)
     with explained(f"adapter {folder}"):
+        model = as_trained(model, folder)
         make_room(model, rows_in(folder))
         remember(model, replace(record, embedding_rows=rows_of(model)))
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable, autocast_adapter_dtype=True)

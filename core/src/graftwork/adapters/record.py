@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ _ATTRIBUTE = "_graftwork_adapter_record"
 class AdapterRecord:
     """``fingerprint`` of the folder that the base was loaded from, before it was quantized or got new rows; None where
     there is no folder (a preset). ``embedding_rows`` counts the embeddings' rows, those of added tokens included.
+    ``pad_token_id`` is that of a reward model, which finds the end of a text by it; None for others.
     """
 
     base: str | None = None
     fingerprint: str | None = None
     embedding_rows: int | None = None
+    pad_token_id: int | None = None
 
 
 def record_of(model: Any) -> AdapterRecord:
@@ -43,7 +45,10 @@ def remember(model: Any, record: AdapterRecord) -> None:
 
 def write_record(folder: Path, adapted: Any) -> None:
     """Writes the record of a ``PeftModel``'s base beside its adapter; nothing where it was not made here."""
-    record = getattr(adapted.get_base_model(), _ATTRIBUTE, None)
+    base = adapted.get_base_model()
+    record = getattr(base, _ATTRIBUTE, None)
+    if record is not None and hasattr(base, "score"):
+        record = replace(record, pad_token_id=getattr(base.config, "pad_token_id", None))
     if record is not None:
         (folder / FILE).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _ALL = "all-linear"
 _GROUPS = {"attention": ("q_proj", "k_proj", "v_proj", "output_proj")}
 """Roles that stand for several others, in every family that does not say otherwise."""
+REWARD_HEAD = "score"
+"""The head of transformers' decoders that judge, which have no output layer."""
 _ATTENTION = ("attn", "attention")
 """What the name of a module around attention's projections contains in transformers, of whatever family."""
 
@@ -66,11 +68,13 @@ def _in_attention(path: str) -> bool:
 
 
 def _inner_linear(model: nn.Module) -> set[str]:
-    return set(linear_modules(model)) - {_output_layer(model) or ""}
+    return set(linear_modules(model)) - {_output_layer(model) or REWARD_HEAD}
 
 
 def all_linear(model: nn.Module) -> list[str]:
-    """Every linear module except the output layer: by its last name where that says enough, else by its path."""
+    """Every linear module except the output layer, or the head of a reward model, which is trained whole: by its last
+    name where that says enough, else by its path.
+    """
     return shortest(model, _inner_linear(model))
 
 

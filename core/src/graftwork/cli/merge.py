@@ -19,11 +19,12 @@ def merge(adapter: str, base: str | None, output_dir: str) -> None:
     from graftwork.adapters import merge_adapter
 
     if base is None:
-        merge_adapter(adapter, output_dir=output_dir)
+        merged = merge_adapter(adapter, output_dir=output_dir)
     else:
-        merge_adapter(base, adapter, output_dir=output_dir)
+        merged = merge_adapter(base, adapter, output_dir=output_dir)
     click.echo(f"merged model: {output_dir}")
-    click.echo(f'next:         graft generate {output_dir} "..."')
+    if merged.can_generate():
+        click.echo(f'next:         graft generate {output_dir} "..."')
 
 
 def _require_adapter(folder: Path) -> None:

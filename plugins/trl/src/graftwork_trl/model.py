@@ -5,21 +5,18 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-import torch
 from peft import PeftModel
-from torch import nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+from graftwork.adapters.judge import is_judge, judge_of
 from graftwork.adapters.tokens import add_rows, added_token_ids
 from graftwork.adapters.trained import build_base, with_adapter
 from graftwork.builders.dtype import bfloat16_is_fast, use_float32_masters
 from graftwork.errors import UsageError
 
 if TYPE_CHECKING:
-    from graftwork.config import RunConfig
+    import torch
 
-QUANTIZED = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
-"""What transformers notes on a quantized model."""
+    from graftwork.config import RunConfig
 
 
 def load_model(config: RunConfig, *, scores: bool) -> tuple[Any, torch.dtype]:
@@ -43,38 +40,15 @@ def load_model(config: RunConfig, *, scores: bool) -> tuple[Any, torch.dtype]:
 
 
 def reward_model(model: Any) -> Any:
-    """The same decoder with one output (transformers' ``...ForSequenceClassification``, ``num_labels`` 1).
-
-    The decoder is taken as it is, quantized or not; the new head is drawn as transformers draws it.
-    """
-    if type(model) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.values():
-        if model.config.num_labels != 1:
-            raise UsageError(
-                f"model.model_name: a reward model gives one number, and this one gives {model.config.num_labels} "
-                "(num_labels); name a language model or a reward model"
-            )
-        return model
-    config = copy.deepcopy(model.config)
-    config.num_labels = 1
-    cls = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
-    if cls is None:
+    """The same decoder with one output (transformers' ``...ForSequenceClassification``, ``num_labels`` 1)."""
+    if not is_judge(model):
+        return judge_of(model)
+    if model.config.num_labels != 1:
         raise UsageError(
-            f"model.model_name: transformers has no sequence classification for model_type {config.model_type!r}, "
-            "which a reward model is; choose another model"
+            f"model.model_name: a reward model gives one number, and this one gives {model.config.num_labels} "
+            "(num_labels); name a language model or a reward model"
         )
-    with torch.device("meta"):
-        scorer = cls._from_config(config, dtype=model.dtype, attn_implementation=model.config._attn_implementation)
-    prefix = scorer.base_model_prefix
-    setattr(scorer, prefix, getattr(model, prefix))
-    for name, module in scorer.named_children():
-        if name != prefix:
-            module.to_empty(device=model.device)
-            module.apply(lambda part: nn.init.normal_(part.weight, std=config.initializer_range))
-    for name in QUANTIZED:
-        if hasattr(model, name):
-            setattr(scorer, name, getattr(model, name))
-    scorer.name_or_path = model.name_or_path
-    return scorer
+    return model
 
 
 def reference_of(model: Any) -> Any:
