@@ -215,6 +215,59 @@ def test_processes_are_told_what_the_launcher_was_told(tmp_path: Path, monkeypat
     assert given == [(["--debug", "train", "-c", str(path), "--resume", "training.max_steps=3"], 2)]
 
 
+@pytest.mark.parametrize(
+    ("programs", "code"),
+    [
+        (("say(2, 'no room')", "time.sleep(60)"), 2),
+        (("say(2, 'no room')", "say(2, 'no room')"), 2),
+        (("time.sleep(60)", "say(1, 'no room')"), 1),
+    ],
+    ids=["found by the first", "found by both", "found by the second"],
+)
+def test_what_processes_fail_with_is_said_once(
+    programs: tuple[str, str], code: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert launched(programs, monkeypatch) == code
+    assert [line.removeprefix("[rank 1] ") for line in capfd.readouterr().err.splitlines()] == ["Error: no room"]
+
+
+@pytest.mark.parametrize(
+    ("programs", "said"),
+    [
+        (("time.sleep(1); say(1, 'lost another')", "say(2, 'no room')"), "rank 1 of 2 ended with exit code 2: no room"),
+        (("time.sleep(1); say(1, 'lost another')", "os.kill(os.getpid(), 9)"), "rank 1 of 2 was ended by SIGKILL"),
+        (("time.sleep(60)", "os._exit(7)"), "rank 1 of 2 ended with exit code 7"),
+    ],
+)
+def test_the_first_of_several_that_fail_is_named(
+    programs: tuple[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(LaunchError) as caught:
+        launched(programs, monkeypatch)
+    assert said in str(caught.value)
+
+
+def launched(programs: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code of a launch whose processes are these: ``say`` fails as ``graft`` does."""
+    before = """
+        import os, sys, time
+        from graftwork.cli import _report
+        from graftwork.errors import GraftworkError
+        def say(code, text):
+            error = GraftworkError(text)
+            error.exit_code = code
+            sys.exit(_report(error))
+    """
+    sources = [f"{textwrap.dedent(before)}\n{program}" for program in programs]
+
+    def rank(number: int, command: Any, environment: dict[str, str]) -> Rank:
+        return Rank(number, [sys.executable, "-c", sources[number]], environment)
+
+    monkeypatch.setattr(local, "Rank", rank)
+    monkeypatch.setattr(local, "GRACE_S", 2.0)
+    return launch([], 2)
+
+
 def test_processes_share_the_cores_and_find_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -126,6 +126,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _report(error: BaseException) -> int:
     """Says what went wrong on stderr, without a traceback, and gives the exit code."""
+    from graftwork.launch.once import mine_to_say
     from graftwork.runs.signals import exit_code
 
     # click turns Ctrl-C into Abort, which is also what a declined question raises.
@@ -140,12 +141,11 @@ def _report(error: BaseException) -> int:
         error.show()
         return error.exit_code
     known = error if isinstance(error, GraftworkError) else _missing_extra(error)
-    if known:
-        click.echo(f"Error: {known}", err=True)
-        return known.exit_code
-    advice = "" if isinstance(error, OSError) else "\nThis looks like a bug: `graft --debug ...` shows where."
-    click.echo(f"Error: {describe(error)}{advice}", err=True)
-    return 1
+    advice = "" if known or isinstance(error, OSError) else "\nThis looks like a bug: `graft --debug ...` shows where."
+    text = f"Error: {known or describe(error)}{advice}"
+    if mine_to_say(text):
+        click.echo(text, err=True)
+    return known.exit_code if known else 1
 
 
 class _Plain(logging.Formatter):

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftwork.errors import GraftworkError, UsageError
+from graftwork.launch.once import SAID, messages_in
 from graftwork.runs.signals import STOPPING, handled
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 RENDEZVOUS = "GRAFTWORK_RENDEZVOUS"
 """The environment variable with the file through which the processes of one machine find each other."""
+WITH_WORDS = (1, 2)
+"""The exit codes of ``graft`` that come with a message; others may come from anything."""
 GRACE_S = 3.0
 """How long the others have to notice by themselves that one has failed, and to say so in the run folder."""
 
@@ -100,7 +103,9 @@ class Rank:
 def launch(arguments: Sequence[str], count: int) -> int:
     """Runs ``graft`` with ``arguments`` as ``count`` processes and returns their exit code.
 
-    Raises :class:`LaunchError` where one fails, :class:`UsageError` where this is one of a run's processes already.
+    One that fails with the only message that there is has said everything. Raises :class:`LaunchError` where it said
+    nothing, or others failed too with words of their own: then the first one is named. Raises :class:`UsageError` where
+    this is one of a run's processes already.
     """
     if "WORLD_SIZE" in os.environ:
         raise UsageError(
@@ -109,8 +114,17 @@ def launch(arguments: Sequence[str], count: int) -> int:
         )
     command = [sys.executable, "-m", "graftwork.launch.child", str(os.getpid()), *arguments]
     with tempfile.TemporaryDirectory(prefix="graftwork-") as folder:
-        environment = {**os.environ, **shared_environment(count, Path(folder))}
-        return together([partial(Rank, number, command, {**environment, **place(number)}) for number in range(count)])
+        said = Path(folder, "said")
+        said.mkdir()
+        environment = {**os.environ, **shared_environment(count, Path(folder)), SAID: str(said)}
+        try:
+            return together(
+                [partial(Rank, number, command, {**environment, **place(number)}) for number in range(count)]
+            )
+        except LaunchError as error:
+            if error.exit_code in WITH_WORDS and messages_in(said) == 1:
+                return error.exit_code
+            raise
 
 
 def shared_environment(count: int, folder: Path) -> dict[str, str]:
@@ -197,7 +211,7 @@ def stop(ranks: Sequence[Rank]) -> None:
         try:
             rank.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            logger.warning("rank %d did not notice, and was stopped", rank.number)
+            logger.debug("rank %d did not notice, and was stopped", rank.number)
             rank.process.kill()
             rank.process.wait()
         rank.close()
