@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from graftwork.checkpoints.formats import Checkpoint, WriteRequest
     from graftwork.checkpoints.keymap import KeyMap
     from graftwork.config import DatasetSplitParams
-    from graftwork.data.readers import OpenRequest, RowSource
+    from graftwork.data.account import Outcome
+    from graftwork.data.encoders import LoadRequest
+    from graftwork.data.readers import OpenRequest, Row, RowSource
     from graftwork.inference.engine import Engine, LoadedModel
     from graftwork.sources.hubs import ModelHub, TokenizerHub
     from graftwork.tokenizers.tokenizer import Tokenizer
@@ -291,7 +293,9 @@ class TrainerSpec:
     ``refuse`` raises :class:`graftwork.errors.UsageError` where the settings contradict each other for this method,
     which is asked by ``graft check`` and at the start of a run, before anything loads. ``read_as`` gives a split as the
     method reads it, where that is not as it stands. ``count_steps`` gets the samples of an epoch too (None where they
-    are not known) and says how long the run is, where a batch is not one of samples.
+    are not known) and says how long the run is, where a batch is not one of samples. ``prompts`` is of a method that
+    draws its own answers: how a split is loaded, and the name of the field with the turns, to a function that says what
+    becomes of a row, its sample the prompt, of which no token is trained.
     """
 
     name: str
@@ -304,6 +308,7 @@ class TrainerSpec:
     refuse: Callable[[MethodRequest], None] | None = None
     read_as: Callable[[DatasetSplitParams], DatasetSplitParams] | None = None
     count_steps: Callable[[MethodRequest, int | None], StepCount] | None = None
+    prompts: Callable[[LoadRequest, str | None], Callable[[Row], Outcome]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import yaml
 
 from graftwork import train
 from graftwork.check.check import check_run
+from graftwork.check.preview import preview
 from graftwork.errors import DataError, GraftworkError, UsageError
 from graftwork_trl.data import of_one_kind
 
@@ -187,3 +188,41 @@ def test_steps_of_prompts_that_cannot_be_counted(toys: Any, tmp_path: Path, llam
     assert any("not known, because no training row could be read" in line.text for line in steps.lines)
     with pytest.raises(GraftworkError):
         train(config)
+
+
+def test_what_is_counted_of_drawn_answers_is_prompts(toys: Any, tmp_path: Path, llama: Path) -> None:
+    """The answers of the data are in no number: the account is the run's, though one answer is longer than a sample may
+    be, one prompt is too long, and one question is there twice with other answers.
+    """
+    from graftwork_trl.grpo import Prompts, key_of
+    from graftwork_trl.methods import METHODS
+
+    rows = [*toys.sums(), {"question": "0+0=", "answer": "zero"}, {"question": "5+5=?", "answer": "ten " * 30}]
+    rows.append({"question": "1+" * 40, "answer": "many"})
+    split = toys.split(toys.write(tmp_path / "rows.jsonl", rows), max_length=20, over_long="drop")
+    held_out = toys.split(toys.write(tmp_path / "held.jsonl", [{"question": "2+2=", "answer": "other"}]))
+    config = toys.config(tmp_path, llama, "TRL_GRPO", {"train": split, "validation": held_out})
+    report = checked(tmp_path, config)
+    assert report.ok
+    parts = {part.name: part for part in report.parts}
+    (found,) = parts["data"].facts["splits"]["train"]
+    prompts = Prompts(config, config.data.train, METHODS["TRL_GRPO"], toys.tokenizer())
+    (account,) = prompts.facts()["datasets"]
+    assert {**found, **account} == {**found, "closed": True}, "all that the run counts is counted by the check"
+    assert (found["read"], found["used"]) == (11, 10)
+    lengths = [len(prompts.ids[key_of(row["prompt"])]) for row in prompts.rows]
+    assert found["lengths"] == {"min": min(lengths), "median": 11, "p95": max(lengths), "max": max(lengths)}
+    assert parts["data"].facts["duplicates"] == {"train": 1, "train_and_validation": 1}
+    said = [line.text for part in ("data", "template") for line in parts[part].lines]
+    assert "train: tokens of a prompt that is used: 11 to 12, half of them up to 11, 95% up to 12" in said
+    assert "train: 1 of 10 prompts are in it more than once" in said
+    (twice,) = (text for text in said if "validation prompts are training prompts too" in text)
+    assert twice.startswith("1 of 1 validation prompts") and "eval_reward will look better than it is" in twice
+    assert (
+        f"10 prompts of {sum(lengths)} tokens; the answers are drawn in the run, none of the data's is used"
+    ) in said
+    assert f"{tmp_path / 'rows.jsonl'}:1 asks '<user>0+0=\\n', after which the answer begins" in said
+    assert not any("sample" in text or "trained" in text for text in said)
+    ((shown,), *_) = preview(config, count=1)
+    assert [token.role for token in shown.tokens] == ["user"] * 11
+    assert not any(token.trained for token in shown.tokens)

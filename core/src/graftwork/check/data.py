@@ -24,13 +24,13 @@ def data_part(subject: Subject) -> Part:
     if not subject.splits:
         part.note("no dataset is named")
     for name, datasets in subject.splits.items():
-        part.facts["splits"][name] = [described(part, name, dataset) for dataset in datasets]
+        part.facts["splits"][name] = [described(part, name, dataset, subject.unit) for dataset in datasets]
     compare(part, subject)
     return part
 
 
-def described(part: Part, split: str, found: DatasetSample) -> dict[str, Any]:
-    """The lines of one dataset, and its facts."""
+def described(part: Part, split: str, found: DatasetSample, unit: str) -> dict[str, Any]:
+    """The lines of one dataset, whose rows become what ``unit`` names, and its facts."""
     account = found.account
     lengths = length_facts([sample.longest for sample in found.samples])
     if account.read:
@@ -41,7 +41,7 @@ def described(part: Part, split: str, found: DatasetSample) -> dict[str, Any]:
     say_reasons(part, found)
     if lengths:
         part.note(
-            f"{split}: tokens of a sample that is used: {lengths['min']:,} to {lengths['max']:,}, half of them up to "
+            f"{split}: tokens of a {unit} that is used: {lengths['min']:,} to {lengths['max']:,}, half of them up to "
             f"{lengths['median']:,}, 95% up to {lengths['p95']:,}"
         )
     if found.trouble:
@@ -99,12 +99,14 @@ def compare(part: Part, subject: Subject) -> None:
     shared = [(sample, known[mark]) for sample in held if (mark := fingerprint(sample)) in known]
     part.facts["duplicates"] = {"train": repeated, "train_and_validation": len(shared)}
     if repeated:
-        part.warn(f"train: {repeated:,} of {len(train):,} samples are in it more than once")
+        part.warn(f"train: {repeated:,} of {len(train):,} {subject.unit}s are in it more than once")
     if shared:
         one, other = shared[0]
+        number = "eval_loss" if subject.prompts is None else "eval_reward"
         part.warn(
-            f"{len(shared):,} of {len(held):,} validation samples are training samples too ({one.where} is "
-            f"{other.where}): eval_loss will look better than it is; data.validation_fraction splits without that"
+            f"{len(shared):,} of {len(held):,} validation {subject.unit}s are training {subject.unit}s too "
+            f"({one.where} is {other.where}): {number} will look better than it is; "
+            "data.validation_fraction splits without that"
         )
     elif train and held:
         part.ok("no sampled row is in training and validation")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from graftwork.chat.check import ShownToken
 from graftwork.check.subject import SAMPLE, Subject
 from graftwork.errors import DataError, GraftworkError, UsageError, did_you_mean
+from graftwork.messages import Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -99,11 +100,15 @@ def conversation_roles(subject: Subject, row: Row, messages_field: str | None) -
 
     config = subject.config
     try:
+        messages = to_conversation(row, messages_field).messages
+        if subject.prompts is not None and messages[-1].role is Role.ASSISTANT:
+            messages = messages[:-1]
         roles = token_roles(
-            to_conversation(row, messages_field),
+            messages,
             tokenizer=subject.tokenizer,
             special_tokens_in_content=config.data.special_tokens_in_content,
-            **{**config.model.chat_template_kwargs, "tools": tools_of(row)},
+            **{"add_generation_prompt": subject.prompts is not None, **config.model.chat_template_kwargs}
+            | {"tools": tools_of(row)},
         )
     except GraftworkError:
         return []

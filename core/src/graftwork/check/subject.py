@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,17 +23,18 @@ from graftwork.launch import Place
 from graftwork.registry import get_registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pydantic import BaseModel
 
     from graftwork.config import DatasetParams, DatasetSplitParams, RunConfig
     from graftwork.config.problems import Problem
+    from graftwork.data.account import Outcome
     from graftwork.data.batch import Row as TensorRow
     from graftwork.data.indexed import IndexedLoader
     from graftwork.data.readers import Row
     from graftwork.data.samples import Sample
-    from graftwork.specs import ModelFamily, TrainerSpec
+    from graftwork.specs import DatasetSpec, ModelFamily, TrainerSpec
 
 SAMPLE = 200
 """Rows of each dataset that are looked at unless all are asked for."""
@@ -94,6 +96,17 @@ class Subject:
     def params(self) -> BaseModel | None:
         """The trainer's own options."""
         return plugin_params(self.trainer, self.config.training.trainer_kwargs)
+
+    @property
+    def prompts(self) -> Callable[[LoadRequest, str | None], Callable[[Row], Outcome]] | None:
+        """How the trainer reads prompts, where it draws the answers to them; None of one that trains on samples."""
+        spec: TrainerSpec | None = known(get_registry().trainers, self.config.training.trainer_type)
+        return spec.prompts if spec is not None else None
+
+    @property
+    def unit(self) -> str:
+        """What rows become, in the singular."""
+        return "sample" if self.prompts is None else "prompt"
 
     def method_request(self) -> MethodRequest:
         """What the trainer is asked with."""
@@ -163,12 +176,10 @@ class Subject:
         if self.tokenizer is None:
             found.trouble, found.said = "its rows cannot become tokens, as there is no tokenizer", True
             return
-        request = self.request(split)
-        encode = encoder_for(spec, options, request)
-        longest = None if spec.schema == "text" else request.max_length
+        outcome_of = self._outcomes(spec, options, self.request(split))
         last, rows = None, source.rows()
         for row in islice(rows, self.limit):
-            outcome = prepare(row, encode, longest, split.over_long)
+            outcome = outcome_of(row)
             found.account.add(outcome)
             found.samples += [outcome.sample] if outcome.sample is not None else []
             last = row
@@ -178,6 +189,14 @@ class Subject:
             # The row that told that there are more is one of them.
             found.rows, found.counted = found.account.read + 1 + sum(1 for _ in rows), True
         found.estimated = not found.whole
+
+    def _outcomes(self, spec: DatasetSpec, options: BaseModel | None, request: LoadRequest) -> Callable[[Row], Outcome]:
+        """What becomes of a row: a sample, or the prompt alone where the trainer draws the answers."""
+        if self.prompts is not None:
+            return self.prompts(request, getattr(options, "messages_field", None))
+        encode = encoder_for(spec, options, request)
+        longest = None if spec.schema == "text" else request.max_length
+        return partial(prepare, encode=encode, max_length=longest, over_long=request.split.over_long)
 
     def loader(self, name: str = "train") -> IndexedLoader | None:
         """The sampled rows of a split as the trainers would take them; None where there are none."""

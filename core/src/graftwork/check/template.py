@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ROWS = 3
 """So many conversations of the data are tried beside the built-in ones."""
 SHOWN = 100
-"""Characters of the trained text that are shown."""
+"""Characters of a text that are shown."""
 
 
 def template_part(subject: Subject) -> Part:
@@ -28,7 +28,7 @@ def template_part(subject: Subject) -> Part:
         part.ok("documents need no template; every token of them is trained")
     else:
         rules(part, subject)
-    show_mask(part, subject)
+    (show_mask if subject.prompts is None else show_prompts)(part, subject)
     return part
 
 
@@ -36,7 +36,8 @@ def rules(part: Part, subject: Subject) -> None:
     """What :func:`graftwork.chat.check.check_template` says."""
     from graftwork.chat.check import RULES, check_template
 
-    rows = list(conversations(subject)) if subject.schema == "chat" else []
+    # Of rows whose answers are not used each prompt was written by the template already.
+    rows = list(conversations(subject)) if subject.schema == "chat" and subject.prompts is None else []
     report = check_template(
         None, subject.tokenizer, family=subject.family, rows=rows, variables=subject.config.model.chat_template_kwargs
     )
@@ -80,6 +81,26 @@ def first_samples(subject: Subject) -> list[Sample]:
     return [sample for dataset in subject.splits.get("train", ())[:1] for sample in dataset.samples[:ROWS]]
 
 
+def show_prompts(part: Part, subject: Subject) -> None:
+    """How much is asked, and how the first prompt ends, where answers are drawn and those of the data are not used."""
+    prompts = [prompt for dataset in subject.splits.get("train", ()) for prompt in dataset.samples]
+    if not prompts:
+        part.note("no usable row to show what is asked")
+        return
+    tokens, first = sum(map(len, prompts)), prompts[0]
+    part.facts |= {"tokens": tokens, "trained_tokens": 0, "trained_share": 0.0}
+    asked = f"{len(prompts):,} prompts of {tokens:,} tokens"
+    part.ok(f"{asked}; the answers are drawn in the run, none of the data's is used")
+    text = subject.tokenizer.decode(first.input_ids.tolist())
+    part.facts["prompt_text"] = {"where": first.where, "text": text}
+    part.ok(f"{first.where} asks {shortened(text)!r}, after which the answer begins")
+
+
+def shortened(text: str) -> str:
+    """At most :data:`SHOWN` characters of it: how it begins and how it ends."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"
+
+
 def show_mask(part: Part, subject: Subject) -> None:
     """How much is trained, and the trained text of the first sample."""
     samples = [sample for dataset in subject.splits.get("train", ()) for sample in dataset.samples]
@@ -98,7 +119,6 @@ def show_mask(part: Part, subject: Subject) -> None:
     text = subject.tokenizer.decode([int(index) for index in first.input_ids[first.trained]])
     part.facts["trained_text"] = {"where": first.where, "text": text}
     last = int(first.input_ids[first.trained][-1])
-    shown = text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"
     ends = "which generation stops at" if last in subject.stop_ids else "which no stop token is"
     say = part.ok if last in subject.stop_ids else part.note if cut else part.error
-    say(f"{first.where} trains {shown!r}; it ends in {subject.tokenizer.decode([last])!r}, {ends}")
+    say(f"{first.where} trains {shortened(text)!r}; it ends in {subject.tokenizer.decode([last])!r}, {ends}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from graftwork.chat import encode_prompt
 from graftwork.data.account import Account, Outcome
 from graftwork.data.conversations import to_conversation, tools_of
-from graftwork.data.loader import max_length
+from graftwork.data.encoders import load_request
 from graftwork.data.order import epoch_order
 from graftwork.data.samples import Sample
 from graftwork.errors import DataError, RunError, UsageError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from graftwork.config import DatasetParams, DatasetSplitParams, RunConfig, TrainingParams
+    from graftwork.data.encoders import LoadRequest
     from graftwork.data.readers import Row
     from graftwork_trl.methods import Method
     from graftwork_trl.params import GrpoOptions
@@ -39,8 +41,8 @@ class Prompts:
     def __init__(
         self, config: RunConfig, split: DatasetSplitParams, method: Method, tokenizer: PreTrainedTokenizerFast
     ) -> None:
-        self.config, self.split, self.tokenizer = config, for_method(split, method), tokenizer
-        self.limit = max_length(config, split, tokenizer)
+        self.config, self.split = config, for_method(split, method)
+        self.request = load_request(config, self.split, tokenizer, frozenset())
         self.ids: dict[Key, list[int]] = {}
         self.rows: list[dict[str, Any]] = []
         self.sizes: list[int] = []
@@ -56,51 +58,13 @@ class Prompts:
         account = Account(params.dataset_path or params.dataset_name, self.split.max_rejected)
         self.accounts.append(account)
         for row, field in source_rows(self.split.model_copy(update={"datasets": [params]})):
-            account.add(self._outcome(row, field))
+            outcome, prompt = read_prompt(row, field, self.request)
+            if prompt is not None:
+                self.ids[key_of(prompt.turns)] = prompt.ids
+                self.rows.append(prompt.row)
+            account.add(outcome)
             account.judge(complete=False)
         account.close()
-
-    def _outcome(self, row: Row, messages_field: str | None) -> Outcome:
-        """What becomes of a row; one that can be used is kept."""
-        try:
-            made, prompt, ids = self._row(row, messages_field)
-            size = f"the prompt has {len(ids)} tokens, but may have {self.limit}"
-            if len(ids) > self.limit and self.split.over_long != "drop":
-                raise DataError(f"{size}; raise max_length, or set over_long: drop")
-        except DataError as error:
-            return Outcome(row.where, None, "rejected", str(error).removeprefix(f"{row.where}: "))
-        if len(ids) > self.limit:
-            return Outcome(row.where, None, "dropped", f"too long: {size}")
-        self.ids[key_of(prompt)] = ids
-        self.rows.append(made)
-        return Outcome(row.where, Sample(np.asarray(ids, np.int32), np.zeros(len(ids), np.bool_), row.where))
-
-    def _row(self, row: Row, messages_field: str | None) -> tuple[dict[str, Any], list[dict[str, str]], list[int]]:
-        """The row for TRL: ``prompt``, ``answer`` (the last answer in the data) and the row's own plain fields; the
-        prompt alone, and its ids.
-        """
-        messages = to_conversation(row, messages_field).messages
-        if any(not isinstance(message.content, str) for message in messages):
-            raise DataError(f"{row.where}: prompts and answers for TRL_GRPO are messages of plain text; mend the row")
-        turns = [{"role": str(message.role.value), "content": str(message.content)} for message in messages]
-        prompt, answer = (turns[:-1], turns[-1]["content"]) if messages[-1].role is Role.ASSISTANT else (turns, "")
-        if not prompt:
-            raise DataError(f"{row.where}: there is an answer, but nothing is asked; remove the row")
-        plain = {name: value for name, value in row.data.items() if isinstance(value, PLAIN)}
-        return {**plain, "prompt": prompt, "answer": answer}, prompt, self._encode(row, prompt)
-
-    def _encode(self, row: Row, prompt: list[dict[str, str]]) -> list[int]:
-        try:
-            _, ids = encode_prompt(
-                prompt,
-                tokenizer=self.tokenizer,
-                tools=tools_of(row),
-                special_tokens_in_content=self.config.data.special_tokens_in_content,
-                **self.config.model.chat_template_kwargs,
-            )
-        except DataError as error:
-            raise DataError(f"{row.where}: {error}") from None
-        return ids
 
     def facts(self) -> dict[str, Any]:
         """For run.json: how many prompts there are, and what became of each dataset's rows."""
@@ -131,6 +95,61 @@ class Prompts:
         if not picks:
             raise DataError("data.train: sample_count or mixture_proportion leaves no row; change them")
         return [starts[number] + index for number, index in picks]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A row for TRL: ``prompt``, ``answer`` (the last answer in the data) and the row's own plain fields; the prompt
+    alone, and its ids.
+    """
+
+    row: dict[str, Any]
+    turns: list[dict[str, str]]
+    ids: list[int]
+
+
+def read_prompt(row: Row, messages_field: str | None, request: LoadRequest) -> tuple[Outcome, Prompt | None]:
+    """What becomes of a row, and the prompt of one that can be used."""
+    try:
+        prompt = to_prompt(row, messages_field, request)
+        size = f"the prompt has {len(prompt.ids)} tokens, but may have {request.max_length}"
+        too_long = len(prompt.ids) > request.max_length
+        if too_long and request.split.over_long != "drop":
+            raise DataError(f"{size}; raise max_length, or set over_long: drop")
+    except DataError as error:
+        return Outcome(row.where, None, "rejected", str(error).removeprefix(f"{row.where}: ")), None
+    if too_long:
+        return Outcome(row.where, None, "dropped", f"too long: {size}"), None
+    ids = np.asarray(prompt.ids, np.int32)
+    return Outcome(row.where, Sample(ids, np.zeros(len(ids), np.bool_), row.where)), prompt
+
+
+def to_prompt(row: Row, messages_field: str | None, request: LoadRequest) -> Prompt:
+    """The row up to its last answer. Raises :class:`DataError` where nothing is asked, or not in plain text."""
+    messages = to_conversation(row, messages_field).messages
+    if any(not isinstance(message.content, str) for message in messages):
+        raise DataError(f"{row.where}: prompts and answers for TRL_GRPO are messages of plain text; mend the row")
+    turns = [{"role": str(message.role.value), "content": str(message.content)} for message in messages]
+    prompt, answer = (turns[:-1], turns[-1]["content"]) if messages[-1].role is Role.ASSISTANT else (turns, "")
+    if not prompt:
+        raise DataError(f"{row.where}: there is an answer, but nothing is asked; remove the row")
+    plain = {name: value for name, value in row.data.items() if isinstance(value, PLAIN)}
+    return Prompt({**plain, "prompt": prompt, "answer": answer}, prompt, encoded(row, prompt, request))
+
+
+def encoded(row: Row, prompt: list[dict[str, str]], request: LoadRequest) -> list[int]:
+    """The ids of a prompt, up to where its answer begins."""
+    try:
+        _, ids = encode_prompt(
+            prompt,
+            tokenizer=request.tokenizer,
+            tools=tools_of(row),
+            special_tokens_in_content=request.special_tokens_in_content,
+            **request.template_variables,
+        )
+    except DataError as error:
+        raise DataError(f"{row.where}: {error}") from None
+    return ids
 
 
 def key_of(prompt: Sequence[dict[str, str]]) -> Key:

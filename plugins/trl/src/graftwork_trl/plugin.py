@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from graftwork.check.methods import MethodRequest, StepCount
     from graftwork.config import DatasetSplitParams
+    from graftwork.data.account import Outcome
+    from graftwork.data.encoders import LoadRequest
+    from graftwork.data.readers import Row
     from graftwork.specs import Schema
     from graftwork.training import Trainer, TrainRequest
 
@@ -58,6 +61,12 @@ def _count_steps(request: MethodRequest, samples: int | None) -> StepCount:
     return count_steps(request, samples)
 
 
+def _prompts(request: LoadRequest, messages_field: str | None) -> Callable[[Row], Outcome]:
+    from graftwork_trl.grpo import read_prompt
+
+    return lambda row: read_prompt(row, messages_field, request)[0]
+
+
 def _options(name: str) -> Callable[[], type[BaseModel]]:
     def load() -> type[BaseModel]:
         from graftwork_trl import params
@@ -80,6 +89,7 @@ def _trainer(name: str, options: str, schemas: tuple[Schema, ...], *aliases: str
         refuse=_refuse,
         read_as=_read_as(name),
         count_steps=_count_steps if drawn else None,
+        prompts=_prompts if drawn else None,
     )
 
 
