@@ -111,6 +111,20 @@ def test_caps_and_scales_are_the_published_ones() -> None:
         assert config.rope_parameters["full_attention"].get("factor") == (8.0 if size in sizes[2:] else None)
 
 
+@pytest.mark.parametrize("layers", [3, 8, 64])
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset.model_type != "gemma"], ids=lambda p: p.name)
+def test_more_layers_or_fewer_go_on_as_the_published_ones_do(preset: Any, layers: int) -> None:
+    """Through the road of ``model.model_kwargs``, with nothing said of the kinds of layers."""
+    from graftwork.builders.model_config import config_of_values
+
+    config = config_of_values(preset.model_type, preset.values, {"num_hidden_layers": layers})
+    every = 2 if preset.model_type == "gemma2" else 6
+    assert config.num_hidden_layers == layers
+    assert [kind == "full_attention" for kind in config.layer_types] == [
+        number % every == 0 for number in range(1, layers + 1)
+    ]
+
+
 def test_a_preset_equals_a_published_file() -> None:
     root = os.environ.get("GRAFTWORK_TEST_DATA")
     if not root:

@@ -66,13 +66,32 @@ def config_of_values(model_type: str, values: Mapping[str, Any], changes: Mappin
 def _build(model_type: str, values: Mapping[str, Any], changes: Mapping[str, Any]) -> PretrainedConfig:
     """Raises :class:`ChangeError` where the values are valid and the changes are not."""
     try:
-        return _made(model_type, laid_over(values, changes))
+        return _made(model_type, laid_over(_without_outgrown(model_type, values, changes), changes))
     except ModelError as error:
         if not changes or isinstance(error, ChangeError):
             raise
         _made(model_type, values)
         named = [key for key in changes if f"'{key}'" in str(error)]
         raise ChangeError(str(error), named or list(changes)) from error
+
+
+def _without_outgrown(model_type: str, values: Mapping[str, Any], changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``values`` without the kinds of layers, where there are to be more layers or fewer and transformers' own rule
+    gives the kinds that are stated: it gives those of the layers to be, too.
+
+    Raises :class:`ChangeError` for kinds that follow no rule.
+    """
+    count, kinds = changes.get("num_hidden_layers"), values.get("layer_types")
+    if not kinds or count in (None, len(kinds)) or "layer_types" in changes:
+        return values
+    rest = {key: value for key, value in values.items() if key != "layer_types"}
+    if model_type in CONFIG_MAPPING and getattr(_made(model_type, rest), "layer_types", None) == list(kinds):
+        return rest
+    text = (
+        f"num_hidden_layers: {count} needs layer_types of as many: the {len(kinds)} that are stated follow no rule "
+        f"that goes on; set layer_types too, a list of {count} of {', '.join(sorted(set(kinds)))}"
+    )
+    raise ChangeError(text, ["num_hidden_layers"], head=_HEAD)
 
 
 def _made(model_type: str, values: Mapping[str, Any]) -> PretrainedConfig:
