@@ -272,5 +272,45 @@ def test_the_search_leaves_no_traces(
     assert toys.numbers(tmp_path / "searched") == toys.numbers(tmp_path / "not")
 
 
+def out_of_gpu_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def something_else() -> None:
+    torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("fails", "said"),
+    [
+        (lambda: torch.empty(2**60, dtype=torch.uint8), r"the norm of its gradient nan\. The rows of the step: "),
+        (out_of_gpu_memory, r"the norm of its gradient nan\. The rows of the step: "),
+        (something_else, "mat1 and mat2 shapes cannot be multiplied"),
+    ],
+    ids=["CPU", "GPU", "another error"],
+)
+def test_a_search_that_runs_out_of_memory_still_ends_in_the_message(
+    toys: Any,
+    tmp_path: Path,
+    llama: Path,
+    data: Any,
+    steep: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    fails: Any,
+    said: str,
+) -> None:
+    """The allocator's own error; and no other error is taken for one."""
+    steep.append(f"{tmp_path / 'train.jsonl'}:5")
+    search = nonfinite.find_by_gradient
+
+    def without_memory(rows: Any, objective: Any, model: Any, clear: Any) -> list[str]:
+        monkeypatch.setattr(CrossEntropy, "loss", lambda *args: fails())
+        return search(rows, objective, model, clear)
+
+    monkeypatch.setattr(nonfinite, "find_by_gradient", without_memory)
+    with pytest.raises(RuntimeError if fails is something_else else RunError, match=said):
+        train(configure(toys, tmp_path, llama, data))
+
+
 def test_only_so_many_rows_are_listed() -> None:
     assert nonfinite.listed([str(number) for number in range(22)]).endswith("18, 19 and 2 more")

@@ -92,12 +92,19 @@ def find_by_gradient(
                 if has_bad_gradient(row):
                     alone = [where for single in singles(row) if has_bad_gradient(single) for where in single.wheres]
                     found += alone or row.wheres
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             found = []
         finally:
             clear()
             objective.sums()
     return found
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether there was too little memory. For that of the CPU PyTorch has no class of errors, only words."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error)
 
 
 def broken(row: Row, loss: float, objective: Objective) -> tuple[str, ...]:
