@@ -9,7 +9,7 @@ New fields always have defaults: a plugin built against an older core keeps work
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -295,7 +295,8 @@ class TrainerSpec:
     method reads it, where that is not as it stands. ``count_steps`` gets the samples of an epoch too (None where they
     are not known) and says how long the run is, where a batch is not one of samples. ``prompts`` is of a method that
     draws its own answers: how a split is loaded, and the name of the field with the turns, to a function that says what
-    becomes of a row, its sample the prompt, of which no token is trained.
+    becomes of a row, its sample the prompt, of which no token is trained. ``doubts`` gives what a run would warn of, to
+    ``graft check``, which looks at so many rows of each dataset (None: all) and asks only where they can be read.
     """
 
     name: str
@@ -309,6 +310,7 @@ class TrainerSpec:
     read_as: Callable[[DatasetSplitParams], DatasetSplitParams] | None = None
     count_steps: Callable[[MethodRequest, int | None], StepCount] | None = None
     prompts: Callable[[LoadRequest, str | None], Callable[[Row], Outcome]] | None = None
+    doubts: Callable[[MethodRequest, int | None], Iterable[str]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import yaml
 from graftwork import train
 from graftwork.check.check import check_run
 from graftwork.check.preview import preview
+from graftwork.check.subject import SAMPLE
 from graftwork.errors import DataError, GraftworkError, UsageError
 from graftwork_trl.data import of_one_kind
 
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from graftwork.config import RunConfig
 
 
-def checked(folder: Path, config: RunConfig) -> Report:
+def checked(folder: Path, config: RunConfig, limit: int | None = SAMPLE) -> Report:
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
-    return check_run(str(path))
+    return check_run(str(path), limit=limit)
 
 
 def errors(report: Report) -> list[str]:
@@ -104,6 +105,39 @@ def test_labels_of_a_table(toys: Any, tmp_path: Path, llama: Path) -> None:
     assert not errors(checked(tmp_path, config))
     loaded = load_data(config, METHODS["TRL_KTO"], toys.tokenizer(), frozenset({257}), 1)
     assert list(loaded.labels.values()) == [True] * 4 + [False] * 4
+
+
+def warnings_of(report: Report) -> list[str]:
+    (support,) = (part for part in report.parts if part.name == "support")
+    return [line.text for line in support.lines if line.status == "warn" and "KTO" in line.text]
+
+
+def test_the_check_doubts_answers_of_one_kind(
+    toys: Any, tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the words of the run; not of a file that is sorted by its labels, though its first rows are of one kind."""
+    one, two = (
+        toys.write(tmp_path / f"{good}.jsonl", [{**row, "label": n < good} for n, row in enumerate(toys.judged())])
+        for good in (10, 9)
+    )
+    told = (
+        "data.train: all 10 answers are good ones (label), and KTO learns from the difference to bad ones: check the "
+        "labels, or add rows of the other kind"
+    )
+    assert not warnings_of(checked(tmp_path, toys.config(tmp_path, llama, "TRL_KTO", {"train": toys.split(two)}), 2))
+    config = toys.config(tmp_path, llama, "TRL_KTO", {"train": toys.split(one)})
+    assert warnings_of(checked(tmp_path, config)) == [told]
+    monkeypatch.setattr("graftwork_trl.checks.LABELS", 4)
+    some = "all 4 answers that were looked at (4 rows of a dataset at most; --all for all) are good ones"
+    assert warnings_of(checked(tmp_path, config, limit=2)) == [told.replace("all 10 answers are good ones", some)]
+    assert warnings_of(checked(tmp_path, config, limit=None)) == [told]
+    pairs = toys.split(toys.write(tmp_path / "pairs.jsonl", toys.pairs()), "preference_pairs_jsonl")
+    gone = toys.split(tmp_path / "gone.jsonl")
+    for split in (pairs, gone):
+        report = checked(tmp_path, toys.config(tmp_path, llama, "TRL_KTO", {"train": split}))
+        assert warnings_of(report) == []
+        assert report.ok == (split is pairs)
+        assert not any(text.startswith("method: ") for text in errors(report))
 
 
 @pytest.mark.parametrize(("label", "kinds"), [(True, ("good", "bad")), (False, ("bad", "good"))])

@@ -56,7 +56,9 @@ def family_of(subject: Subject) -> Any:
 
 
 def method(part: Part, subject: Subject) -> None:
-    """Schemas and fields; that they fit was checked with the configuration. And what the method itself refuses."""
+    """Schemas and fields; that they fit was checked with the configuration. And what the method itself refuses,
+    or doubts.
+    """
     spec = subject.trainer
     owner = get_registry().trainers.owner(spec.name)
     part.facts |= {"schemas": list(spec.schemas), "ignored_fields": list(spec.ignored_fields)}
@@ -66,6 +68,10 @@ def method(part: Part, subject: Subject) -> None:
         part.note(f"{spec.name} cannot honour {', '.join(spec.ignored_fields)}: setting one of them is an error")
     if spec.refuse is not None:
         spec.refuse(subject.method_request())
+    train = subject.splits.get("train", ())
+    if spec.doubts is not None and train and not any(dataset.trouble for dataset in train):
+        for doubt in spec.doubts(subject.method_request(), subject.limit):
+            part.warn(doubt)
     training = subject.config.training
     optimizer = get_registry().optimizers[training.optimizer]
     part.facts["optimizer"] = optimizer.name

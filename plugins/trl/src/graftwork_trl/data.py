@@ -57,14 +57,16 @@ def has_labels(split: DatasetSplitParams, method: Method) -> bool:
     return method.batch == "unpaired" and bool(split.datasets) and schema_of(split) == "chat"
 
 
-def of_one_kind(labels: Mapping[str, bool]) -> str | None:
-    """What is to be said of answers that are all good or all bad; None where there are both, or none."""
+def of_one_kind(labels: Mapping[str, bool], among: str = "") -> str | None:
+    """What is to be said of answers that are all good or all bad; None where there are both, or none. ``among`` says
+    which answers these are, where they are not all of the data.
+    """
     if len(kinds := set(labels.values())) != 1:
         return None
     kind, other = ("good", "bad") if kinds.pop() else ("bad", "good")
     return (
-        f"all {len(labels):,} answers are {kind} ones (label), and KTO learns from the difference to {other} ones: "
-        "check the labels, or add rows of the other kind"
+        f"all {len(labels):,} answers{among} are {kind} ones (label), and KTO learns from the difference to {other} "
+        "ones: check the labels, or add rows of the other kind"
     )
 
 

@@ -8,7 +8,7 @@ from graftwork import hookimpl
 from graftwork.specs import RewardSpec, TrainerSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from pydantic import BaseModel
 
@@ -43,6 +43,12 @@ def _refuse(request: MethodRequest) -> None:
     from graftwork_trl.checks import refuse
 
     refuse(request)
+
+
+def _doubts(request: MethodRequest, rows: int | None) -> Iterable[str]:
+    from graftwork_trl.checks import doubts
+
+    return doubts(request, rows)
 
 
 def _read_as(name: str) -> Callable[[DatasetSplitParams], DatasetSplitParams]:
@@ -88,6 +94,7 @@ def _trainer(name: str, options: str, schemas: tuple[Schema, ...], *aliases: str
         ignored_fields=IGNORED,
         refuse=_refuse,
         read_as=_read_as(name),
+        doubts=_doubts,
         count_steps=_count_steps if drawn else None,
         prompts=_prompts if drawn else None,
     )
