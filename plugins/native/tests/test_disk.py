@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import pytest
 from graftwork import files, train
 from graftwork.cli import main
 from graftwork.errors import DataError, RunError, UsageError
+from graftwork.runs import room
 from graftwork.runs import run as run_module
 
 
@@ -89,6 +94,53 @@ def test_a_checkpoint_that_does_not_fit(
     assert [row["loss"] for row in toys.metrics(run) if "loss" in row] == [
         row["loss"] for row in toys.metrics(tmp_path / "whole") if "loss" in row
     ]
+
+
+SMALL_DISK = "mount -t tmpfs -o size=300k tmpfs {folder}"
+"""In a name space of its own: it is gone with the process, and no right is needed for it."""
+
+
+def in_own_names(command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", command], capture_output=True, text=True, check=False
+    )
+
+
+def test_a_disk_that_is_really_full(toys: Any, tmp_path: Path, llama: Path, chat: dict[str, Any]) -> None:
+    """The model fits and the optimizer does not: PyTorch's zip writer says no word of the disk."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = SMALL_DISK.format(folder=disk)
+    if shutil.which("unshare") is None or in_own_names(mount).returncode:
+        pytest.skip("a small disk of one's own cannot be had here")
+    config = toys.config(tmp_path, llama, chat, training={"save_steps": 2, "output_dir": str(disk / "run")})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    run = in_own_names(
+        f"{mount} && {sys.executable} -m graftwork train -c {tmp_path / 'config.yaml'}; ls -A {disk}/run/*"
+    )
+    checkpoints = disk / "run" / "checkpoints"
+    assert re.search(
+        rf"Error: {checkpoints}/step-2 could not be written: the disk that {checkpoints} lies on is full\. It takes "
+        r"about 0\.37 MiB, and there was room for 0\.2\d MiB; nothing of it was left behind\. Make room or choose another "
+        "training.output_dir, then go on from the last checkpoint with --resume",
+        run.stderr,
+    ), run.stderr
+    assert "step-2" not in run.stdout
+
+
+def test_the_disk_is_asked_where_an_error_has_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zipped = RuntimeError("unexpected pos 704 vs 598")
+    assert not room.is_full(tmp_path, zipped)
+    assert room.is_full(tmp_path, OSError(errno.EDQUOT, "over quota"))
+    assert not room.is_full(tmp_path, OSError(errno.EROFS, "read-only"))
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+
+        def refuse(handle: int, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", refuse)
+        assert room.is_full(tmp_path, zipped) == (number != errno.EIO)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_metrics_that_do_not_fit(tmp_path: Path, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,8 +247,6 @@ def test_what_helps_depends_on_what_is_wrong(
 @pytest.mark.parametrize("save_steps", [2, 0])
 def test_a_folder_that_is_removed_in_the_middle(toys: Any, tmp_path: Path, small: Any, save_steps: int) -> None:
     """Said as what it is, and no half of a run is made in its place."""
-    import shutil
-
     config = toys.changed(small, save_steps=save_steps, logging_strategy="no", output_dir=str(tmp_path / "run"))
 
     def remove(run: Any, step: int, metrics: Any) -> None:

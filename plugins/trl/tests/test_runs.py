@@ -62,6 +62,25 @@ def test_the_command_shows_each_method(
     assert ("graft generate" in said.out) == (method != "TRL_RM"), "a reward model writes no text"
 
 
+def test_a_disk_that_is_full_is_said_with_what_a_checkpoint_takes(
+    toys: Any, tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's zip writer says no word of it."""
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+
+    data, training = toys.data(tmp_path, "TRL_SFT"), {"max_steps": 1, "save_steps": 1}
+    config = toys.config(tmp_path, llama, "TRL_SFT", data, training=training)
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr("graftwork.runs.room.is_full", lambda folder, error: True)
+    with pytest.raises(RunError) as caught:
+        train(config)
+    weights = sum(weight.nbytes for weight in load_file(llama / "model.safetensors").values())
+    takes = f"{3 * weights / 2**20:.2f} MiB"  # AdamW's two moments are as large as the weights
+    assert f"is full. It takes about {takes}, and there was room for" in str(caught.value)
+
+
 def test_a_stream_is_accounted_for_at_the_end(
     toys: Any, tmp_path: Path, llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,10 +17,11 @@ import yaml
 
 from graftwork.errors import RunError
 from graftwork.files import complete_folder
+from graftwork.runs.room import room_for
 from graftwork.runs.run import remedy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from graftwork.runs.run import Run
@@ -33,13 +34,20 @@ DAMAGED = "damaged-"
 
 
 @contextmanager
-def new_checkpoint(run: Run, step: int, evaluation: Mapping[str, float] | None = None) -> Iterator[Path]:
+def new_checkpoint(
+    run: Run,
+    step: int,
+    evaluation: Mapping[str, float] | None = None,
+    needed_bytes: Callable[[], int] | None = None,
+) -> Iterator[Path]:
     """A folder to write the checkpoint of ``step`` into; ``checkpoints/step-N`` is all of it, or does not change.
 
-    ``evaluation`` are the metrics of an evaluation of these very weights. Raises :class:`OSError` as the disk does.
+    ``evaluation`` are the metrics of an evaluation of these very weights; ``needed_bytes`` is asked where the disk is
+    full, which is a :class:`RunError`. Raises :class:`OSError` as the disk does for all else.
     """
     run.require_folder()
-    with complete_folder(run.folder / "checkpoints" / f"step-{step}") as folder:
+    path = run.folder / "checkpoints" / f"step-{step}"
+    with complete_folder(path) as folder, room_for(path, folder, needed_bytes):
         yield folder
         seal(folder, {"step": step, "evaluation": evaluation, **belonging(run)})
 

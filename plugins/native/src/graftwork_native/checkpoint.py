@@ -17,6 +17,7 @@ import pickle
 import random
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from graftwork.adapters import save_adapter
 from graftwork.builders.quiet import no_progress_bar
 from graftwork.errors import RunError
 from graftwork.runs.checkpoints import new_checkpoint, written
+from graftwork.runs.room import saved_bytes
 from graftwork_native import shards
 from graftwork_native.sharding import Weights, cut_optimizer, in_one_piece, whole_optimizer, whole_weights
 
@@ -100,7 +102,8 @@ def save_checkpoint(
 ) -> None:
     """Writes the checkpoint of ``state.step``, or leaves nothing of it. ``evaluation`` are its metrics."""
     path = run.folder / "checkpoints" / f"step-{state.step}"
-    with written(path), new_checkpoint(run, state.step, evaluation) as folder:
+    needed = partial(saved_bytes, getattr(model, "_orig_mod", model), gathered.optimizer)
+    with written(path), new_checkpoint(run, state.step, evaluation, needed) as folder:
         with in_one_piece(model, gathered.weights):
             save_model(folder, model, tokenizer)
         write_state(folder, state, gathered.optimizer, gathered.generators)

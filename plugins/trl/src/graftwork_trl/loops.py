@@ -26,10 +26,11 @@ from graftwork.registry import get_registry
 from graftwork.runs.checkpoints import new_checkpoint, written
 from graftwork.runs.kept import remove_old
 from graftwork.runs.progress import evaluating
+from graftwork.runs.room import saved_bytes
 from graftwork_trl.batches import IGNORED, weight
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from graftwork.data.batch import Row
     from graftwork_trl.batches import Batch
@@ -100,7 +101,10 @@ class Recorded(Trainer):  # type: ignore[misc]  # transformers has no types
             return
         session.run.flush()
         self.state.log_history.clear()  # metrics.jsonl has it
-        with written(session.checkpoint(step)), shared_checkpoint(session, step, self.accelerator) as folder:
+        with (
+            written(session.checkpoint(step)),
+            shared_checkpoint(session, step, self.accelerator, self._needed_bytes) as folder,
+        ):
             self.save_model(str(folder), _internal_call=True)
             self._save_optimizer_and_scheduler(str(folder))
             self._save_scaler(str(folder))
@@ -113,6 +117,10 @@ class Recorded(Trainer):  # type: ignore[misc]  # transformers has no types
         if self.args.should_save:
             remove_old(session.run, session.state.best)
             get_registry().events.checkpoint_saved(session.run, step, session.checkpoint(step))
+
+    def _needed_bytes(self) -> int:
+        """What a checkpoint takes."""
+        return saved_bytes(self.accelerator.unwrap_model(self.model), self.optimizer.state_dict())
 
 
 class OwnSteps(Recorded):
@@ -216,12 +224,12 @@ def recorded(trainer_class: Any, base: type[Recorded]) -> Any:
 
 
 @contextmanager
-def shared_checkpoint(session: Session, step: int, accelerator: Any) -> Iterator[Path]:
+def shared_checkpoint(session: Session, step: int, accelerator: Any, needed_bytes: Callable[[], int]) -> Iterator[Path]:
     """The folder of a new checkpoint, made by the first process and written to by all."""
     with ExitStack() as stack:
         named: list[Any] = [None]
         if accelerator.is_main_process:
-            named = [stack.enter_context(new_checkpoint(session.run, step))]
+            named = [stack.enter_context(new_checkpoint(session.run, step, needed_bytes=needed_bytes))]
         broadcast_object_list(named)
         yield named[0]
         accelerator.wait_for_everyone()
