@@ -121,8 +121,8 @@ def test_a_disk_that_is_really_full(toys: Any, tmp_path: Path, llama: Path, chat
     checkpoints = disk / "run" / "checkpoints"
     assert re.search(
         rf"Error: {checkpoints}/step-2 could not be written: the disk that {checkpoints} lies on is full\. It takes "
-        r"about 0\.37 MiB, and there was room for 0\.2\d MiB; nothing of it was left behind\. Make room or choose another "
-        "training.output_dir, then go on from the last checkpoint with --resume",
+        r"about 0\.37 MiB, and there was room for 0\.2\d MiB; nothing of it was left behind\. Make room or choose "
+        "another training.output_dir, then go on from the last checkpoint with --resume",
         run.stderr,
     ), run.stderr
     assert "step-2" not in run.stdout
