@@ -131,6 +131,7 @@ QLORA = {"q_lora": True, "bnb_4bit_quant_type": "nf4"}
     ("method", "model", "training", "peft"),
     [
         pytest.param("SFT", "single", {}, {}, id="full-SFT"),
+        pytest.param("SFT", "single", {"max_steps": 1}, {}, id="full-SFT-one-step"),
         pytest.param("SFT", "half", LORA, {}, id="LoRA-SFT"),
         pytest.param("SFT", "half", {**LORA, "max_steps": 10}, {}, id="LoRA-SFT-ten-steps"),
         pytest.param("SFT", "half", LORA, QLORA, id="QLoRA-SFT", marks=NEEDS_BITSANDBYTES),
@@ -186,6 +187,20 @@ def test_the_parts_are_what_a_run_holds() -> None:
     assert made.parts["gradients"] <= weights
     assert made.final_bytes == pytest.approx(weights, rel=1e-3)
     assert made.checkpoint_bytes == pytest.approx(weights + states, rel=1e-3)
+
+
+def test_a_single_step_ends_before_the_optimizer_has_its_state() -> None:
+    """It is made when what the rows took is free again, and is in what is said only where it is the larger."""
+
+    def of(steps: int, *lengths: int) -> Any:
+        return forecast_of_rows(lambda config: config["training"].update(max_steps=steps), rows(lengths, (2,)))
+
+    one, two = of(1, 300, 300, 300, 300), of(2, 300, 300, 300, 300)
+    assert "optimizer" not in one.parts
+    assert two.parts["optimizer"] == pytest.approx(2 * two.parts["weights"], rel=1e-3)
+    assert {**one.parts, "optimizer": 0, "allocator": 0} == {**two.parts, "optimizer": 0, "allocator": 0}
+    assert one.checkpoint_bytes == two.checkpoint_bytes
+    assert of(1, 2, 2).parts["optimizer"] == two.parts["optimizer"]
 
 
 def test_a_forecast_leaves_no_tensor_without_memory_behind() -> None:

@@ -121,15 +121,22 @@ class Trace:
     def run(self, rows: Sequence[Row]) -> None:
         """A step from gradients alone, after which the optimizer has its state, then one over each row. Of several
         rows in a step all but the first find gradients there, and those are the larger.
+
+        A run of one step has that state only when what its rows took is free again.
         """
+        once = self.config.training.max_steps == 1
         with self.live:
-            self._give_gradients()
-            self._step()
-            for row in rows:
+            if once:
+                clear_gradients(self.optimizer, self.kept)
+            else:
+                self._give_gradients()
+                self._step()
+            for number, row in enumerate(rows, 1):
                 if self.config.training.gradient_accumulation_steps > 1:
                     self._give_gradients()
                 self._backward(row)
-                self._step()
+                if not once or number == len(rows):
+                    self._step()
 
     def _give_gradients(self) -> None:
         """Gradients as a backward pass would leave them."""
