@@ -160,7 +160,7 @@ def take(loader: IndexedLoader, count: int) -> Iterator[Any]:
         {"special_tokens_in_content": "as_text"},
         {"template_variables": {"mood": "kind"}},
         {"stop_ids": frozenset({256, 3})},
-        {"dataset": {"dataset_kwargs": {"messages_field": "turns"}}},
+        {"dataset": {"dataset_kwargs": {"messages_field": "messages"}}},
         {"tokenizer": "template"},
         {"tokenizer": "added"},
         {"rows": 21},
