@@ -120,7 +120,8 @@ def test_a_disk_that_is_really_full(toys: Any, tmp_path: Path, llama: Path, chat
     )
     checkpoints = disk / "run" / "checkpoints"
     assert re.search(
-        rf"Error: {checkpoints}/step-2 could not be written: the disk that {checkpoints} lies on is full\. It takes "
+        rf"Error: {checkpoints}/step-2 could not be written: the disk that {checkpoints} lies on is full "
+        r"\(No space left on device\)\. It takes "
         r"about 0\.37 MiB, and there was room for 0\.2\d MiB; nothing of it was left behind\. Make room or choose "
         "another training.output_dir, then go on from the last checkpoint with --resume",
         run.stderr,
@@ -130,16 +131,16 @@ def test_a_disk_that_is_really_full(toys: Any, tmp_path: Path, llama: Path, chat
 
 def test_the_disk_is_asked_where_an_error_has_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zipped = RuntimeError("unexpected pos 704 vs 598")
-    assert not room.is_full(tmp_path, zipped)
-    assert room.is_full(tmp_path, OSError(errno.EDQUOT, "over quota"))
-    assert not room.is_full(tmp_path, OSError(errno.EROFS, "read-only"))
+    assert room.full_number(tmp_path, zipped) is None
+    assert room.full_number(tmp_path, OSError(errno.EDQUOT, "over quota")) == errno.EDQUOT
+    assert room.full_number(tmp_path, OSError(errno.EROFS, "read-only")) is None
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
 
         def refuse(handle: int, number: int = number) -> None:
             raise OSError(number, os.strerror(number))
 
         monkeypatch.setattr(os, "fsync", refuse)
-        assert room.is_full(tmp_path, zipped) == (number != errno.EIO)
+        assert room.full_number(tmp_path, zipped) == (None if number == errno.EIO else number)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -73,12 +73,12 @@ def test_a_disk_that_is_full_is_said_with_what_a_checkpoint_takes(
     data, training = toys.data(tmp_path, "TRL_SFT"), {"max_steps": 1, "save_steps": 1}
     config = toys.config(tmp_path, llama, "TRL_SFT", data, training=training)
     monkeypatch.setattr(torch, "save", full)
-    monkeypatch.setattr("graftwork.runs.room.is_full", lambda folder, error: True)
+    monkeypatch.setattr("graftwork.runs.room.full_number", lambda folder, error: 28)
     with pytest.raises(RunError) as caught:
         train(config)
     weights = sum(weight.nbytes for weight in load_file(llama / "model.safetensors").values())
     takes = f"{3 * weights / 2**20:.2f} MiB"  # AdamW's two moments are as large as the weights
-    assert f"is full. It takes about {takes}, and there was room for" in str(caught.value)
+    assert f"is full (No space left on device). It takes about {takes}, and there was room for" in str(caught.value)
 
 
 def test_a_stream_is_accounted_for_at_the_end(

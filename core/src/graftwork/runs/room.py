@@ -33,21 +33,25 @@ def room_for(target: Path, folder: Path, needed_bytes: Callable[[], int] | None)
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if not is_full(folder, error):
+        number = full_number(folder, error)
+        if number is None:
             raise
         takes = f" It takes about {amount(needed_bytes())}, and there was room for" if needed_bytes else " It got to"
         there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         raise RunError(
-            f"{target} could not be written: the disk that {target.parent} lies on is full.{takes} {amount(there)}; "
-            "nothing of it was left behind. Make room or choose another training.output_dir, then go on from the last "
-            "checkpoint with --resume"
+            f"{target} could not be written: the disk that {target.parent} lies on is full "
+            f"({os.strerror(number)}).{takes} {amount(there)}; nothing of it was left behind. Make room or choose "
+            "another training.output_dir, then go on from the last checkpoint with --resume"
         ) from error
 
 
-def is_full(folder: Path, error: Exception) -> bool:
-    """Whether the disk of ``folder`` was full when ``error`` was raised. Where the error has no number, it is asked."""
+def full_number(folder: Path, error: Exception) -> int | None:
+    """The disk's error number where it was full (or one's share of it) when ``error`` was raised, else None.
+
+    Where the error has no number, the disk is asked for one.
+    """
     if isinstance(error, OSError):
-        return error.errno in FULL
+        return error.errno if error.errno in FULL else None
     probe = folder / "room"
     try:
         with probe.open("wb") as file:
@@ -55,10 +59,10 @@ def is_full(folder: Path, error: Exception) -> bool:
             file.flush()
             os.fsync(file.fileno())
     except OSError as refused:
-        return refused.errno in FULL
+        return refused.errno if refused.errno in FULL else None
     finally:
         probe.unlink(missing_ok=True)
-    return False
+    return None
 
 
 def saved_bytes(model: Any, optimizer: Any) -> int:
