@@ -67,7 +67,9 @@ def rows(tmp_path: Path) -> Path:
 
 
 def write_rows(path: Path, count: int) -> None:
-    turns = [{"prompt": f"ask {number}", "completion": "so " * (number % 7 + 1)} for number in range(count)]
+    turns = [
+        {"prompt": f"ask {number}", "completion": "so " * (number % 7 + 1), "turns": None} for number in range(count)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in turns))
 
 
@@ -160,7 +162,7 @@ def take(loader: IndexedLoader, count: int) -> Iterator[Any]:
         {"special_tokens_in_content": "as_text"},
         {"template_variables": {"mood": "kind"}},
         {"stop_ids": frozenset({256, 3})},
-        {"dataset": {"dataset_kwargs": {"messages_field": "messages"}}},
+        {"dataset": {"dataset_kwargs": {"messages_field": "turns"}}},
         {"tokenizer": "template"},
         {"tokenizer": "added"},
         {"rows": 21},
