@@ -433,3 +433,50 @@ def test_steps_as_the_trainer_counts_them(write_config: WriteConfig) -> None:
     ]  # fmt: skip
     assert steps.facts["tokens_per_epoch"] is steps.facts["trained_tokens_per_epoch"] is None
     assert (steps.facts["blocks_per_step"], steps.facts["steps"], steps.facts["steps_per_epoch"]) == (3, 10, 5)
+
+
+PACKED = {"train": {"pack": True, "max_length": 64}}
+ACCUMULATED = {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 4}
+
+
+def test_a_run_of_so_few_steps_that_it_learns_nothing_is_warned_of(write_config: WriteConfig) -> None:
+    """A recipe on 20 rows was "ready" with two steps, each of one packed row instead of 16."""
+    report = check_run(str(write_config(ROWS, data=PACKED, training=ACCUMULATED)))
+    assert report.ok, "it is no error: somebody may only try it out"
+    (said,) = texts(report, "steps", "warn")
+    held = len(Subject.of(load_config(report.source), None).loader().plan(0).plan)  # type: ignore[union-attr]
+    assert said == (
+        f"an epoch has {held} of the 16 packed rows that a step takes, and 2 steps are too few to learn much: lower "
+        "training.gradient_accumulation_steps (4) or training.per_device_train_batch_size (4), set data.train.pack: "
+        "false, lower data.train.max_length (64), raise training.num_train_epochs (2), or give more rows"
+    )
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        (ACCUMULATED | {"max_steps": 2}, []),  # whoever says so few means them
+        ({"num_train_epochs": 4}, []),  # 12 steps
+        (
+            {"per_device_train_batch_size": 1, "num_train_epochs": 0.2},
+            ["1 step is too few to learn much: raise training.num_train_epochs (0.2), or give more rows"],
+        ),
+        (
+            ACCUMULATED | {"num_train_epochs": 10},
+            ["an epoch has 5 of the 16 samples that a step takes: lower training.gradient_accumulation_steps (4) or "
+            "training.per_device_train_batch_size (4), raise training.num_train_epochs (10), or give more rows"],
+        ),
+        ({"trainer_type": "COUNTER", "per_device_train_batch_size": 1}, []),
+    ],
+)  # fmt: skip
+def test_only_what_makes_more_steps_is_said(
+    write_config: WriteConfig, training: dict[str, Any], said: list[str]
+) -> None:
+    assert texts(check_run(str(write_config(ROWS, training=training))), "steps", "warn") == said
+
+
+def test_few_steps_as_the_trainer_counts_them(write_config: WriteConfig) -> None:
+    path = write_config(ROWS[:4], training={"trainer_type": "COUNTER", "per_device_train_batch_size": 1})
+    assert texts(check_run(str(path)), "steps", "warn") == [
+        "8 steps are too few to learn much: raise training.num_train_epochs (2), or give more rows"
+    ]

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from graftwork.check.subject import Subject
     from graftwork.data.indexed import IndexedLoader
 
+FEW_STEPS = 10
+"""Steps below which a run of epochs hardly moves a model: the learning rate has risen and fallen by then."""
+
 
 def steps_part(subject: Subject) -> Part:
     """How much of what in an epoch, and how long the run is."""
@@ -23,10 +26,9 @@ def steps_part(subject: Subject) -> Part:
         counted_by_trainer(part, subject)
         return part
     blocks = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    kind = "packed rows" if subject.config.data.train.pack else "samples"
     each = f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps} forward passes"
     part.facts |= {"blocks_per_step": blocks}
-    part.ok(f"a step takes {blocks:,} {kind} ({each}) on each device")
+    part.ok(f"a step takes {blocks:,} {kind_of(subject)} ({each}) on each device")
     loader = subject.loader() if subject.tokenizer is not None else None
     if loader is None:
         part.note("tokens and epochs are not known, because no training row could be read")
@@ -60,6 +62,7 @@ def counted_by_trainer(part: Part, subject: Subject) -> None:
         part.note("how many rows there are is not known without reading all of them (--all), nor how many steps")
     else:
         say_steps(part, said.steps, about=estimated and training.max_steps <= 0, subject=subject)
+        say_too_few(part, said.steps, None, subject)
 
 
 def count_tokens(part: Part, subject: Subject, loader: IndexedLoader) -> None:
@@ -131,7 +134,8 @@ def count_steps(part: Part, subject: Subject, loader: IndexedLoader, blocks: int
     """``max_steps``, or the steps of the epochs."""
     training, split = subject.config.training, subject.config.data.train
     streamed = split.stream or any(dataset.stream for dataset in split.datasets)
-    each = blocks_of(subject, loader) / blocks
+    found = blocks_of(subject, loader)
+    each = found / blocks
     part.facts["steps_per_epoch"] = ceil(each) or None
     if training.max_steps > 0:
         total: int | None = training.max_steps
@@ -144,6 +148,7 @@ def count_steps(part: Part, subject: Subject, loader: IndexedLoader, blocks: int
         part.note("data.train is streamed: the run counts its steps in one pass over it, unless max_steps says them")
     if total:
         say_steps(part, total, about=(part.facts["estimated"] or streamed) and training.max_steps <= 0, subject=subject)
+        say_too_few(part, total, found, subject)
 
 
 def say_steps(part: Part, total: int, *, about: bool, subject: Subject) -> None:
@@ -155,3 +160,36 @@ def say_steps(part: Part, total: int, *, about: bool, subject: Subject) -> None:
         text += f"; an epoch has {'about ' if part.facts['estimated'] else ''}{epoch:,}"
     part.ok(text)
     part.facts["warmup_steps"] = warmup
+
+
+def say_too_few(part: Part, total: int, found: float | None, subject: Subject) -> None:
+    """That epochs are too short to learn from; ``found`` is what one of them holds, None where only the trainer knows.
+    Who says ``max_steps`` means so few.
+    """
+    if subject.config.training.max_steps > 0:
+        return
+    blocks, about = part.facts["blocks_per_step"], "about " if part.facts["estimated"] else ""
+    causes = []
+    if found is not None and found < blocks:
+        causes.append(f"an epoch has {about}{ceil(found):,} of the {blocks:,} {kind_of(subject)} that a step takes")
+    if total < FEW_STEPS:
+        causes.append(f"{total:,} {'step is' if total == 1 else 'steps are'} too few to learn much")
+    if causes:
+        part.warn(f"{', and '.join(causes)}: {remedies(subject)}")
+
+
+def kind_of(subject: Subject) -> str:
+    """What goes through the model together."""
+    return "packed rows" if subject.config.data.train.pack else "samples"
+
+
+def remedies(subject: Subject) -> str:
+    """What makes more steps, of the settings that can here."""
+    training, split = subject.config.training, subject.config.data.train
+    sizes = ("gradient_accumulation_steps", "per_device_train_batch_size")
+    lower = [f"training.{name} ({size})" for name in sizes if (size := getattr(training, name)) > 1]
+    ways = [f"lower {' or '.join(lower)}"] if lower else []
+    if split.pack:
+        ways.append("set data.train.pack: false")
+        ways.append("lower data.train.max_length" + (f" ({split.max_length})" if split.max_length else ""))
+    return ", ".join([*ways, f"raise training.num_train_epochs ({training.num_train_epochs:g}), or give more rows"])
