@@ -70,6 +70,7 @@ def test_what_fits(mistakes: Any, name: str, fields: dict[str, Any]) -> None:
         ),
         ("huggingface", {"path": None}, "data.train.datasets.0.dataset_path: missing; huggingface reads a file"),
         ("text_stf", {}, "data.train.datasets.0.dataset_name: there is no dataset 'text_stf'; did you mean text_sft"),
+        ("sft_text", {}, "data.train.datasets.0.dataset_name: there is no dataset 'sft_text'; did you mean text_sft"),
         (
             "text_sft",
             {"split": "test"},

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -90,15 +91,18 @@ def _with_word(name: str, names: Sequence[str], most: int = 3) -> list[str]:
 
 
 def _likeness(name: str, other: str) -> float:
+    """How like two names are, 0 to 1; the words of one may stand in another order, as in ``sft_text``."""
     import difflib
 
-    return difflib.SequenceMatcher(None, name.casefold(), other.casefold()).ratio()
+    pairs = ((name.casefold(), other.casefold()), (_in_order(name), _in_order(other)))
+    return max(difflib.SequenceMatcher(None, second, first).ratio() for first, second in pairs)
+
+
+def _in_order(name: str) -> str:
+    return " ".join(sorted(re.split(r"[\W_]+", name.casefold())))
 
 
 def nearest(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str | None:
     """The known name that is most like ``name``; None where none is at least so like it (1: the same)."""
-    import difflib
-
-    folded = {candidate.casefold(): candidate for candidate in sorted(set(known), reverse=True)}
-    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=likeness)
-    return folded[near[0]] if near else None
+    near = max(((_likeness(name, each), each) for each in set(known)), default=(0.0, ""))
+    return near[1] if near[0] >= likeness else None

@@ -139,6 +139,7 @@ def test_an_ignored_field_at_its_default_is_no_mistake(minimal):
         (["model.model_name=preset:toy_1b", "model.load_pretrained_weights=false"], "a preset has no tokenizer; set"),
         (["data.train.datasets.0.dataset_path=row.jsonl"], "there is no such file or folder in "),
         (["data.train.datasets.0.dataset_path=row.jsonl"], "; did you mean rows.jsonl?"),
+        (["data.train.datasets.0.dataset_path=ROWS.jsonl"], "; did you mean rows.jsonl?"),
         (["model.peft_params={lora_r: 4}", "peft.lora_r=5"], "differs from the section peft; keep one"),
     ],
 )

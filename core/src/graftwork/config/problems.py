@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from graftwork.config.elsewhere import meant_by
 from graftwork.config.fields import known_names, model_at, section_in, sections_with
 from graftwork.config.origins import Origin, Origins, Path, format_path
-from graftwork.errors import did_you_mean
+from graftwork.errors import did_you_mean, nearest
 
 if TYPE_CHECKING:
     from pathlib import Path as FilePath
@@ -74,8 +73,8 @@ def short(value: Any, limit: int = 60) -> str:
 def near_file(path: FilePath) -> str:
     """The tail of an error about a file that is not there: the one beside it with nearly the same name, if any."""
     names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
+    near = nearest(path.name, names)
+    return f"; did you mean {path.parent / near}?" if near else ""
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], data: Any, base: Path = ()) -> list[Problem]:
