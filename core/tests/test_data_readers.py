@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import gzip
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import pytest
 
 from graftwork.config import DatasetParams
+from graftwork.data.account import Account, Outcome
+from graftwork.data.files import row_place
 from graftwork.data.params import ChatDatasetParams, TextDatasetParams
 from graftwork.data.readers import START, OpenRequest, find_files, open_chat, open_text
 from graftwork.errors import DataError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from graftwork.data.readers import FileSource
 
 MARK = b"\xef\xbb\xbf"
@@ -59,7 +60,7 @@ def test_json_lines(tmp_path: Path) -> None:
 def test_json_list(tmp_path: Path) -> None:
     source = text(write(tmp_path / "rows.json", MARK + json.dumps([{"text": str(i)} for i in range(4)]).encode()))
     assert [(row.data["text"], row.where) for row in source.rows()] == [
-        (str(i), f"{tmp_path / 'rows.json'}[{i}]") for i in range(4)
+        (str(i), f"{tmp_path / 'rows.json'} row {i + 1}") for i in range(4)
     ]
     assert_resumes_anywhere(source)
 
@@ -124,7 +125,7 @@ def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
             '[{"text": "good"},\n{"text" "bad"}]',
             r"a\.json:2: not JSON: .*; mend the file, or rename it \.jsonl",
         ),
-        ("a.json", '[{"text": "good"}, 7]', r"a\.json\[1\]: 7 is not an object"),
+        ("a.json", '[{"text": "good"}, 7]', r"a\.json row 2: 7 is not an object"),
         ("a.txt", b"fine\n\xc3\x28", r"a\.txt: not UTF-8 \(byte 5: 0xc3\); convert the file"),
     ],
 )
@@ -240,7 +241,7 @@ def test_objects_over_several_lines_are_one_error(tmp_path: Path, name: str, con
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ('[{"role": "user"}]\n[{"role": "user"}]\n', "is not an object; each row must be"),
+        ('[{"turn": "user"}]\n[{"turn": "user"}]\n', "is not an object; each row must be"),
         ('{"messages": [\n{"messages": []}\n', "not JSON: Expecting value"),
         ('["a", {}]\n', "is not an object"),
     ],
@@ -250,6 +251,39 @@ def test_lines_that_are_no_rows_are_bad_rows_and_not_a_bad_file(tmp_path: Path, 
     assert len(rows) == content.count("\n")
     with pytest.raises(DataError, match=rf"rows\.jsonl:1: .*{reason}"):
         len(rows[0].data)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+@pytest.mark.parametrize("lists", [1, 2])
+@pytest.mark.parametrize("turn", [{"role": "user", "content": "Q"}, {"from": "human", "value": "Q"}])
+def test_a_bare_list_of_messages_is_told_to_be_wrapped(
+    tmp_path: Path, name: str, lists: int, turn: dict[str, str]
+) -> None:
+    """It was told to be a JSON list that wants the name rows.json, under which it failed again."""
+    told = 'a bare list of messages, where a row has to be an object; wrap it: {"messages": [...]}: [{"'
+    talk = json.dumps([turn, turn])
+    jsonl = name.endswith("l")
+    path = write(tmp_path / name, (talk + "\n") * lists if jsonl else f"[{', '.join([talk] * lists)}]")
+    rows = list(chat(path).rows())
+    assert len(rows) == lists
+    with pytest.raises(DataError) as error:
+        len(rows[0].data)
+    assert str(error.value).startswith(f"{path}{':1' if jsonl else ' row 1'}: {told}")
+    wrapped = write(tmp_path / "wrapped.jsonl", f'{{"messages": {talk}}}\n')
+    assert [row.data for row in chat(wrapped).rows()] == [{"messages": [turn, turn]}], "what it says to do helps"
+
+
+def test_rows_of_files_without_lines_are_told_apart_by_their_numbers() -> None:
+    account = Account("rows.json", max_rejected=2)
+    for index in range(2):
+        account.add(Outcome(row_place(Path("rows.json"), index), None, "rejected", "bad"))
+    assert list(account.lines())[-1].endswith("rows.json: rows 1 and 2: bad")
+
+
+def test_a_conversation_over_several_lines_is_one_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", json.dumps([{"role": "user", "content": "Q"}], indent=2))
+    with pytest.raises(DataError, match=r'over several lines, .* wrap it: \{"messages": \[\.\.\.\]\}, each conv'):
+        list(chat(path).rows())
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "notes"])

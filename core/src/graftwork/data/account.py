@@ -228,6 +228,6 @@ def listed(kinds: Kinds) -> list[str]:
 
 
 def split_place(where: str) -> tuple[str, str]:
-    """``rows.jsonl:7`` or ``rows.json[7]`` as file and number."""
-    match = re.fullmatch(r"(.*?)(?::(\d+)|\[(\d+)\])", where, re.DOTALL)
+    """``rows.jsonl:7`` or ``rows.json row 7`` as file and number."""
+    match = re.fullmatch(r"(.*?)(?::(\d+)| row (\d+))", where, re.DOTALL)
     return (match[1], match[2] or match[3]) if match else ("", where)

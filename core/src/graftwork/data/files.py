@@ -23,6 +23,8 @@ Reader = Callable[[Path, int], Iterator[Item]]
 
 TEXTS = (".txt", ".text", ".md", ".rst", "")
 """How the names of files end that may hold rows or prose."""
+BARE = 'where a row has to be an object; wrap it: {"messages": [...]}'
+"""What to do with a conversation that is written as nothing but its messages."""
 LOOKED_AT = 16 << 20
 """Bytes in which the first object of a JSON list is looked for."""
 
@@ -120,8 +122,11 @@ def require_one_a_line(path: Path, line: bytes) -> None:
             f"{path}: an object over several lines, where each line has to be a whole one; write it on one line, or "
             f"put all objects into a list [ ] and name it {named}"
         )
-    alone = is_json(line) and head.strip() != line.strip()  # then each line is a list
-    if begins == b"[" and not alone and first_object(text[1:].lstrip()) is not None:
+    first = first_object(text[1:].lstrip())
+    if is_turn(first) and not is_json(line):
+        raise DataError(f"{path}: a bare list of messages over several lines, {BARE}, each conversation on one line")
+    alone = is_json(line) and (head.strip() != line.strip() or is_turn(first))  # then each line is a list
+    if begins == b"[" and not alone and first is not None:
         raise DataError(f"{path}: this is a JSON list, where each line has to be an object; name it {named}")
 
 
@@ -156,7 +161,7 @@ def read_json(path: Path, offset: int) -> Iterator[Item]:
     if not isinstance(rows, list):
         raise DataError(f"{path}: holds a JSON {type(rows).__name__}, not a list of rows; wrap it in [ ]")
     for index, data in enumerate(rows[offset:], offset):
-        where = f"{path}[{index}]"
+        where = row_place(path, index)
         yield data if isinstance(data, dict) else no_object(data, where), where, index + 1
 
 
@@ -213,8 +218,20 @@ def parse_object(line: bytes, where: str) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else no_object(data, where)
 
 
+def row_place(path: Path, index: int) -> str:
+    """Where the row ``index``, from 0, of a file without lines stands: counted from 1, as lines are."""
+    return f"{path} row {index + 1}"
+
+
+def is_turn(value: Any) -> bool:
+    """Whether it looks like one message of a conversation."""
+    return isinstance(value, dict) and ("role" in value or "from" in value)
+
+
 def no_object(data: Any, where: str) -> Unreadable:
     """A row that is some other value."""
+    if isinstance(data, list) and data and is_turn(data[0]):
+        return Unreadable(f"{where}: a bare list of messages, {BARE}: {json.dumps(data)[:60]}")
     return Unreadable(f"{where}: {json.dumps(data)[:60]} is not an object; each row must be {{...}}")
 
 

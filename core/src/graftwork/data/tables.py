@@ -12,7 +12,7 @@ import decimal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from graftwork.data.files import Unreadable, decode, open_file, skip_lines
+from graftwork.data.files import Unreadable, decode, open_file, row_place, skip_lines
 from graftwork.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def numbered(path: Path, batches: Iterable[list[dict[str, Any]]], first: int, of
     for batch in batches:
         for number, data in enumerate(batch, first):
             if number >= offset:
-                yield plain(data), f"{path}[{number}]", number + 1
+                yield plain(data), row_place(path, number), number + 1
         first += len(batch)
 
 
