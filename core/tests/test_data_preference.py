@@ -182,6 +182,12 @@ def test_texts_that_begin_alike_have_a_prompt() -> None:
             {"prompt": "a", "chosen": "b"},
             r"here:1: fields prompt, chosen are no preference row; expected one of: messages",
         ),
+        (
+            {"messages": [USER, RIGHT]},
+            r"here:1: fields messages are conversations, not preference pairs; read them with dataset_name: text_sft, "
+            r"and train on them with a trainer_type that learns from conversations \(",
+        ),
+        ({"text": "a"}, r"fields text are documents, not preference pairs; read them with dataset_name: text, and"),
         ({"chosen": "b", "rejected": "c"}, r"here:1: the answers have no prompt: .* begin differently"),
         ({"chosen": [RIGHT], "rejected": [WRONG]}, r"here:1: the answers have no prompt"),
         ({"prompt": "a", "chosen": 3, "rejected": "c"}, r"here:1: chosen is 3, neither a text nor a list of messages"),

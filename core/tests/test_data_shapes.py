@@ -8,7 +8,7 @@ import os
 import pickle
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -23,6 +23,9 @@ from graftwork.data.preference import to_pair
 from graftwork.data.readers import OpenRequest, Row
 from graftwork.data.shapes import shape_of
 from graftwork.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DATA = Path(os.environ.get("GRAFTWORK_TEST_DATA", "nowhere")) / "datasets"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="GRAFTWORK_TEST_DATA names no folder with datasets")
@@ -377,6 +380,11 @@ def test_tools_that_are_described_by_themselves_are_put_where_templates_look() -
         ({"prompt": [], "completion": "A"}, None),
         ({"prompt": ["Q"], "completion": "A"}, r"prompt\.0: Input should be .*\(got 'Q'\)"),
         ({"question": "Q"}, r"fields question are no known row; expected one of: messages; conversations \(ShareGPT\)"),
+        (
+            {"prompt": "Q", "chosen": "A", "rejected": "B"},
+            r"fields prompt, chosen, rejected are preference pairs, not conversations; read them with dataset_name: "
+            r"preference_pairs_jsonl, and train on them with a trainer_type that learns from preference pairs \(",
+        ),
         ({}, r"fields none are no known row"),
     ],
 )  # fmt: skip
@@ -386,6 +394,16 @@ def test_hostile_rows(data: dict[str, Any], message: str | None) -> None:
         return
     with pytest.raises(DataError, match=message):
         to_conversation(row(data))
+
+
+def test_the_trainers_that_are_named_are_those_that_are_installed(install_plugin: Callable[..., str]) -> None:
+    install_plugin(
+        "from graftwork import hookimpl\nfrom graftwork.specs import TrainerSpec\n\n@hookimpl\n"
+        "def graftwork_trainers():\n"
+        "    return [TrainerSpec(name='TOY_PAIRS', schemas=('preference',), build=print)]\n"
+    )
+    with pytest.raises(DataError, match=r"\(.*\bTOY_PAIRS\b.*\)"):
+        to_conversation(row({"prompt": "Q", "chosen": "A", "rejected": "B"}))
 
 
 def test_a_row_that_cannot_be_read_says_so_wherever_it_is_looked_at() -> None:

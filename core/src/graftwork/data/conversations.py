@@ -79,7 +79,10 @@ def to_conversation(row: Row, messages_field: str | None = None) -> Conversation
     data, where = row.data, row.where
     messages = messages_of(data, where, messages_field)
     if messages is None:
-        raise DataError(f"{where}: fields {', '.join(data) or 'none'} are no known row; expected one of: {SHAPES}")
+        from graftwork.data.misplaced import misplaced
+
+        why = misplaced(data, "chat") or f"no known row; expected one of: {SHAPES}"
+        raise DataError(f"{where}: fields {', '.join(data) or 'none'} are {why}")
     conversation = Conversation(messages=messages)
     if not conversation.filter_messages(Role.ASSISTANT):
         raise DataError(f"{where}: no turn has the role assistant, so there is nothing to learn; remove the row")

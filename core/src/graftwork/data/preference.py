@@ -21,6 +21,7 @@ from graftwork.data.conversations import (
     tools_of,
 )
 from graftwork.data.lengths import TooLongError
+from graftwork.data.misplaced import misplaced
 from graftwork.data.samples import Sample
 from graftwork.data.shapes import ANSWERS
 from graftwork.errors import DataError
@@ -80,7 +81,8 @@ def to_pair(row: Row, messages_field: str | None = None) -> Pair:
     require_field(row.data, messages_field, row.where)
     fields = next((names for names in ANSWERS if all(given(row.data, name) for name in names)), None)
     if fields is None:
-        raise DataError(f"{row.where}: {listed(row)} are no preference row; expected one of: {SHAPES}")
+        why = misplaced(row.data, "preference") or f"no preference row; expected one of: {SHAPES}"
+        raise DataError(f"{row.where}: {listed(row)} are {why}")
     first, second = (row.data[field] for field in fields)
     prompt = prompt_of(row, messages_field)
     if not prompt and isinstance(first, str) and isinstance(second, str):
