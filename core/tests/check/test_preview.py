@@ -51,6 +51,20 @@ def test_packed_samples_are_shown_as_blocks(write_config: WriteConfig, graft: Gr
     assert out.startswith("block 1: 2 samples, 33 tokens")
 
 
+def test_of_a_block_no_more_samples_are_shown_than_asked_for(write_config: WriteConfig, graft: Graft) -> None:
+    """Two rows of packed data were all 20 of the block, in 130 lines."""
+    path = write_config(ROWS, data={"train": {"pack": True, "max_length": 40}})
+    _, out, _ = graft("preview", "data", "-c", path, "--rows", "1")
+    first, head, *_, last = out.strip().splitlines()
+    assert (first, head.partition(": ")[0][-7:]) == ("block 1: 2 samples, 33 tokens", "jsonl:1")
+    assert last == "... and 1 more in this block; --rows says how many to show"
+    assert "jsonl:2" not in out
+    _, out, _ = graft("preview", "data", "-c", path, "--rows", "2")
+    assert "more in this block" not in out
+    assert "jsonl:2" in out
+    assert "jsonl:3" not in out
+
+
 def test_json(write_config: WriteConfig, graft: Graft) -> None:
     _, out, _ = graft("preview", "data", "-c", write_config(ROWS), "--rows", "1", "--json")
     (((sample,)),) = json.loads(out)

@@ -48,7 +48,7 @@ def data(
     """Show the first samples of a split as the model gets them.
 
     Each line is a stretch of tokens with its role and its places in the sample; bold and marked + is what is trained.
-    A space parts tokens; a dot is a space in one. Of packed data the first blocks are shown.
+    A space parts tokens; a dot is a space in one. Packed samples stand under their block; --json has all of each block.
     """
     from graftwork.check.preview import preview as blocks_of
     from graftwork.config import load_config
@@ -59,11 +59,11 @@ def data(
         plain = [[sample.to_plain() for sample in block] for block in blocks]
         click.echo(json.dumps(plain, indent=2, ensure_ascii=False))
     else:
-        show(blocks)
+        show(blocks, rows)
 
 
-def show(blocks: Sequence[Sequence[ShownSample]]) -> None:
-    """Every block with its samples; markers say in a pipe what colours say on a terminal."""
+def show(blocks: Sequence[Sequence[ShownSample]], rows: int) -> None:
+    """The first ``rows`` samples under their blocks; markers say in a pipe what colours say on a terminal."""
     from rich.console import Console
 
     terminal = sys.stdout.isatty()
@@ -72,11 +72,18 @@ def show(blocks: Sequence[Sequence[ShownSample]]) -> None:
         if len(block) > 1:
             tokens = sum(len(sample.tokens) for sample in block)
             console.print(f"block {number}: {len(block)} samples, {tokens:,} tokens", style="bold", markup=False)
-        for sample in block:
+        for sample in block[:rows]:
             console.print(headline(sample), style="bold", markup=False)
             for line in lines(sample):
                 console.print(line)
+        if len(block) > rows:
+            console.print(
+                f"... and {len(block) - rows:,} more in this block; --rows says how many to show", markup=False
+            )
         console.print()
+        rows -= len(block)
+        if rows <= 0:
+            return
 
 
 def headline(sample: ShownSample) -> str:
