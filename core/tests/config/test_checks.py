@@ -196,3 +196,23 @@ def test_plugin_params_gives_the_plugins_own_model():
     assert plugin_params(get_registry().trainers["TOY_SFT"], {}) is None
     with pytest.raises(ConfigError, match="options of NATIVE: 2 mistakes"):
         plugin_params(spec, {"beam": 0, "bean": 1})
+
+
+def test_a_list_without_a_dash_is_told_where_to_put_it(minimal, cwd):
+    """It said "expected a list", and not how one is written."""
+    text = (cwd / minimal).read_text()
+    dash = text.replace("- dataset_name", "  dataset_name")
+    assert dash != text
+    (cwd / minimal).write_text(dash)
+    (problem,) = problems(minimal)
+    assert problem.endswith(
+        ": expected a list; put '- ' before its first key, and indent the others to stand below that key"
+    )
+    (cwd / minimal).write_text(text)
+    assert problems(minimal) == [], "what it says to do helps"
+
+
+def test_a_single_value_where_a_list_is_expected(minimal):
+    (problem,) = problems(minimal, "model.freeze_layers=embeddings")
+    assert problem.endswith(": expected a list; put it in [ ], or on a line of its own after '- '")
+    assert problems(minimal, "model.freeze_layers=[embeddings]") == []

@@ -28,7 +28,7 @@ _PLAIN = {
     "float_parsing": "expected a number",
     "float_type": "expected a number",
     "string_type": "expected a text; put it in quotes",
-    "list_type": "expected a list",
+    "list_type": "expected a list; put it in [ ], or on a line of its own after '- '",
     "dict_type": "expected a block of settings, not a single value or a list",
 }
 _NOT_A_BLOCK = ("model_type", "model_attributes_type", "dataclass_type")
@@ -114,6 +114,8 @@ def _text(details: ErrorDetails, model: type[BaseModel], path: Path) -> str:
         return _missing(field, path) if field else "missing"
     if details["type"] in _NOT_A_BLOCK:
         return "expected a block of settings, not a single value or a list"
+    if details["type"] == "list_type" and isinstance(details["input"], Mapping):
+        return "expected a list; put '- ' before its first key, and indent the others to stand below that key"
     if details["type"] in _PLAIN:
         return _PLAIN[details["type"]]
     message = details["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
