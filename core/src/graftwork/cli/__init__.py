@@ -14,6 +14,7 @@ from graftwork import __version__
 from graftwork.discovery import describe
 from graftwork.errors import GraftworkError, MissingExtraError, PluginError, did_you_mean
 from graftwork.registry import get_registry
+from graftwork.threads import wait_briefly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -110,6 +111,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs ``graft`` and returns its exit code: 0, 1 (the world failed), 2 (the request was wrong), 130 (Ctrl-C),
     143 (SIGTERM), 129 (SIGHUP).
     """
+    wait_briefly()
     with _heard([logger], logging.INFO):
         try:
             code: int = graft.main(args=args, prog_name="graft", standalone_mode=False)
