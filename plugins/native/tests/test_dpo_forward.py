@@ -14,6 +14,7 @@ from graftwork.data.samples import Sample
 from graftwork_native import attention, log_probs, loss
 from graftwork_native.forward import with_own_prompts
 from graftwork_native.log_probs import head_log_probs, plain_log_probs
+from graftwork_native.products import pieces_of
 from graftwork_native.trial import plan_forward, with_shared_prompts
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def test_answers_that_see_each_other_are_found_out(
 ) -> None:
     """However little of the chosen answer comes through to the rejected one."""
     forward = plan_forward(toys.model("llama"), None)
+    monkeypatch.setattr(attention, "MATMUL_LIMIT", 0)
     whole = attention.parts_of_row
 
     def leaky(query: Any, key: Any, value: Any, segments: Any) -> Any:
@@ -151,6 +153,21 @@ def test_answers_that_see_each_other_are_found_out(
     monkeypatch.setattr(attention, "parts_of_row", leaky)
     assert not with_shared_prompts(forward).shared_prompts
     assert "lets the answers on a shared prompt see each other" in caplog.text
+
+
+def test_a_prompt_that_takes_a_token_of_the_answer_along_is_found_out(
+    toys: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = plan_forward(toys.model("llama"), None)
+
+    def longer(lengths: Any, stems: Any, window: Any) -> Any:
+        for queries, seen in pieces_of(lengths, stems, window):
+            *stem, own = seen
+            yield queries, [*(slice(one.start, one.stop + 1) for one in stem), own]
+
+    monkeypatch.setattr(attention, "pieces_of", longer)
+    assert not with_shared_prompts(forward).shared_prompts
+    assert "each answer of a pair gets a prompt of its own" in caplog.text
 
 
 def test_a_bloom_pads_its_pairs(toys: Any) -> None:
@@ -180,7 +197,7 @@ def test_prompts_that_are_written_twice() -> None:
 @pytest.mark.parametrize("frozen", [None, "hidden", "weight"])
 def test_log_probs_in_pieces(kept: int, frozen: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_probs, "KEPT_BYTES", kept)
-    monkeypatch.setattr(loss, "piece_length", lambda vocab_size: 16)
+    monkeypatch.setattr(loss, "piece_length", lambda weight: 16)
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(60, 16, generator=generator), torch.randn(50, 16, generator=generator)
     learned = [tensor.requires_grad_() for name, tensor in (("hidden", hidden), ("weight", weight)) if name != frozen]

@@ -23,9 +23,9 @@ from graftwork.check.forecast import ForecastRequest
 from graftwork.config import RunConfig
 from graftwork.data.batch import Row, to_row
 from graftwork.data.samples import Sample
-from graftwork_native.attention import square_bias
 from graftwork_native.forecast import forecast, gaps, telling
 from graftwork_native.live import Live
+from graftwork_native.masks import square_bias
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -115,8 +115,8 @@ def test_a_lost_keyword_is_seen(toys: Any, kind: str, keyword: str, monkeypatch:
     model = toys.model(kind)
     expected = reference(model, samples())
     plan = plan_forward(model, None, "segments")
-    attend = attention.attend
-    monkeypatch.setattr(attention, "attend", lambda *args, **kwargs: attend(*args, **{**kwargs, keyword: None}))
+    name = {"window": "sliding_window"}.get(keyword, keyword)
+    monkeypatch.setattr(attention, "refuse_unknown", lambda module, kwargs: kwargs.pop(name, None))
     with pytest.raises(AssertionError):
         assert_same(ours(plan, [to_row(samples())]), expected)
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,6 +27,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from graftwork.errors import ModelError
+from graftwork_native.masks import hidden_bias, visible
+from graftwork_native.products import pieces_of, segment_products
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,6 +150,9 @@ def segment_attention(
     with torch.autocast(query.device.type, enabled=False):
         if segments.bounds is not None and softcap is None and dropout == 0.0 and value.dtype != torch.float32:
             return attend_varlen(query, key, value, segments, scaling, window)[None], None
+        if segments.longest <= MATMUL_LIMIT and query.device.type == "cpu" and softcap is None and dropout == 0.0:
+            pieces = list(pieces_of(segments.lengths, segments.stems, window))
+            return segment_products(query[0], key[0], value[0], pieces, scaling, window)[None], None
         outputs = [
             attend(q, k, v, scaling, dropout=dropout, window=window, softcap=softcap)
             for q, k, v in parts_of_row(query[0], key[0], value[0], segments)
@@ -303,33 +307,3 @@ def attend_varlen(
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return cast("torch.Tensor", output)  # a tuple only where its auxiliary outputs are asked for
-
-
-def visible(length: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """[S, S], true where a token is seen: itself, and the ``window`` - 1 tokens before it."""
-    seen = torch.ones((length, length), dtype=torch.bool, device=device).tril()
-    return seen if window is None else seen.triu(1 - window)
-
-
-def hidden_bias(length: int, keys: int, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """[S, N], what is added to the scores of the last S of N tokens: minus infinity where a token is not seen."""
-    size = max(256, 1 << (keys - 1).bit_length())
-    return square_bias(size, window, dtype, device)[keys - length : keys, :keys]
-
-
-@contextmanager
-def own_biases() -> Iterator[None]:
-    """Within the block nothing that was kept is met, and nothing from it is kept: where tensors have no memory."""
-    square_bias.cache_clear()
-    try:
-        yield
-    finally:
-        square_bias.cache_clear()
-
-
-@lru_cache(maxsize=4)
-def square_bias(size: int, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """The bias of a whole square, of which every shorter segment's is a corner."""
-    return torch.zeros((size, size), dtype=dtype, device=device).masked_fill_(
-        ~visible(size, window, device), float("-inf")
-    )

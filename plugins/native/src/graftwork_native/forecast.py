@@ -21,10 +21,11 @@ from graftwork.builders.optimizers import parameter_groups
 from graftwork.check.forecast import Forecast, ForecastRequest
 from graftwork.registry import get_registry
 from graftwork_native import precision
-from graftwork_native.attention import NAME, own_biases, register
+from graftwork_native.attention import NAME, register
 from graftwork_native.dpo import Dpo, without_dropout
 from graftwork_native.forward import Forward, base_of
 from graftwork_native.live import Live
+from graftwork_native.masks import own_biases
 from graftwork_native.objective import CrossEntropy, Objective
 from graftwork_native.params import DpoParams
 from graftwork_native.skeleton import materialise, run_device, skeleton

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 PIECE_BYTES = 64 << 20
-"""Size of one piece's logits, were they float32."""
+"""Size of one piece's logits. A larger piece adds to the gradient of the head less often."""
 BLOCK_BYTES = 4 << 20
 """Of a piece so much is in float32 at a time: what a CPU's cache holds while it goes over it again and again."""
 ADDED_BYTES = 16 << 20
@@ -60,15 +60,15 @@ Factors = Sequence[torch.Tensor]
 
 def pieces_of(factors: Factors) -> Iterator[tuple[slice, Factors]]:
     """C labels at a time: which they are, and the factors of their logits."""
-    size = piece_length(len(factors[1]))
+    size = piece_length(factors[1])
     for start in range(0, max(1, len(factors[0])), size):
         part = slice(start, start + size)
         yield part, [right if number % 2 else right[part] for number, right in enumerate(factors)]
 
 
-def piece_length(vocab_size: int) -> int:
-    """C: how many labels' logits are held at once."""
-    return max(16, PIECE_BYTES // (4 * vocab_size))
+def piece_length(weight: torch.Tensor) -> int:
+    """C: how many labels' logits are held at once, in the type of the ``weight`` [V, W]."""
+    return max(16, PIECE_BYTES // (weight.itemsize * len(weight)))
 
 
 def logits_of(*factors: torch.Tensor) -> torch.Tensor:
