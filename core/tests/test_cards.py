@@ -217,7 +217,7 @@ MISTAKES = {
     "name: a\ntokenizer_config_override: {use_eot: 1}": "use_eot is 1, and must be true or false",
     "name: a\nmodel_config_override: {text_config: {auto_map: x}}": "auto_map could name code, which a card never does",
     "name: a\ncheckpoint: ''": "a.yaml:2): checkpoint: '' is no place",
-    "name: a\ncheckpoint: s3://b": "a.yaml:2): checkpoint: s3://b: there is no source 's3'; Known: file, hf, https",
+    "name: a\ncheckpoint: s3://b": "a.yaml:2): checkpoint: s3://b: there is no source 's3'; known: file, hf, https",
     "name: a\ntokenizer: hff://org/b": "a.yaml:2): tokenizer: hff://org/b: there is no source 'hff'; did you mean hf?",
     'name: a\ntokenizer: "/a\\0b"': "a.yaml:2): tokenizer: '/a\\x00b' is no place",
     "name: a\ncheckpoint: ~nobody-of-this-name/a": "checkpoint: ~nobody-of-this-name/a: there is no such home",

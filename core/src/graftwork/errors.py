@@ -73,15 +73,17 @@ def did_you_mean(name: str, known: Iterable[str], *, limit: int = 8) -> str:
 
     >>> did_you_mean("lama3_8b", ["llama3_8b", "llama2_7b"])
     'did you mean llama3_8b? Known: llama2_7b, llama3_8b'
+    >>> did_you_mean("bert", ["llama3_8b", "llama2_7b"])
+    'known: llama2_7b, llama3_8b'
     """
     names = sorted(set(known))
     near = " or ".join(_with_word(name, names)) or nearest(name, names)
     if not names:
-        return "None is known here"
+        return "none is known here"
     listed = f"Known: {', '.join(names)}"
     if len(names) > limit:
         listed = f"Nearest of {len(names)}: {', '.join(sorted(names, key=lambda each: -_likeness(name, each))[:limit])}"
-    return f"did you mean {near}? {listed}" if near else listed
+    return f"did you mean {near}? {listed}" if near else listed[:1].lower() + listed[1:]
 
 
 def _with_word(name: str, names: Sequence[str], most: int = 3) -> list[str]:

@@ -48,6 +48,7 @@ def graftwork_trainers():
         TrainerSpec(
             name="TOY_SFT", schemas=("chat",), build=None, ignored_fields=("training.adam_beta1", "data.train.pack")
         ),
+        TrainerSpec(name="TOY_GROUPS", schemas=("chat",), build=None, params=lambda: StrictParams),
         TrainerSpec(name="TOY_BROKEN", schemas=("chat",), build=None, params=broken),
     ]
 

@@ -63,6 +63,11 @@ def test_a_name_in_any_case_and_by_every_spelling(minimal, override):
     ("overrides", "said"),
     [
         (["training.trainer_kwargs.bean=4"], "unknown key; did you mean beam? Known: beam, shape"),
+        (
+            ["training.trainer_kwargs.group_size=4"],
+            "=4: unknown key; known: beam, shape; group_size is an option of the trainer TOY_GROUPS",
+        ),
+        (["training.trainer_kwargs.nothing=4"], "trainer_kwargs.nothing=4: unknown key; known: beam, shape"),
         (["training.trainer_kwargs.beam=0"], "input should be greater than or equal to 1"),
         (["training.trainer_type=TOY_SFT", "training.trainer_kwargs={beam: 3}"], "TOY_SFT takes no options; remove"),
         (

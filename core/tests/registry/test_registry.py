@@ -107,7 +107,7 @@ BREAKAGES = {
     ),
     "an unknown choice": (
         "@hookimpl\ndef graftwork_chat_templates(): return [ChatTemplate(name='t', path=None, encoding='pieces')]",
-        "ChatTemplate.encoding cannot be 'pieces'; Known: parts, whole",
+        "ChatTemplate.encoding cannot be 'pieces'; known: parts, whole",
     ),
     "an unknown schema": (
         "@hookimpl\ndef graftwork_datasets(): return [DatasetSpec(name='d', open=None, schema='txt')]",

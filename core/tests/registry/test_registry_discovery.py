@@ -64,7 +64,7 @@ def test_unknown_names_in_the_lists_are_reported_with_the_nearest(site: Any) -> 
     registry = site.registry({"GRAFTWORK_PLUGINS": "lama", "GRAFTWORK_DISABLE_PLUGINS": "builtin,wandb"})
     assert registry.problems == (
         "GRAFTWORK_PLUGINS: no plugin called 'lama' is installed; did you mean llama? Known: builtin, llama",
-        "GRAFTWORK_DISABLE_PLUGINS: no plugin called 'wandb' is installed; Known: builtin, llama",
+        "GRAFTWORK_DISABLE_PLUGINS: no plugin called 'wandb' is installed; known: builtin, llama",
         "GRAFTWORK_DISABLE_PLUGINS: 'builtin' is the core itself and cannot be turned off; take it out of the list",
     )
     assert states(registry)["builtin"] == "active"

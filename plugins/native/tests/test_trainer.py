@@ -338,7 +338,7 @@ def test_early_stopping_counts_evaluations_without_gain(
 def test_a_metric_that_is_not_measured(toys: Any, tmp_path: Path, llama: Path, chat: dict[str, Any]) -> None:
     training = {**BEST, "metric_for_best_model": "accuracy"}
     with pytest.raises(
-        UsageError, match=r"metric_for_best_model: accuracy is not measured in an evaluation; .*Known: .*eval_loss"
+        UsageError, match=r"metric_for_best_model: accuracy is not measured in an evaluation; .*[Kk]nown: .*eval_loss"
     ):
         run_here(toys, tmp_path, llama, chat, training=training)
     assert not (tmp_path / "run").exists(), "found before the run began"

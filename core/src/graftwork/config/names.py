@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ValidationError
@@ -149,9 +150,27 @@ def _check_block(
     yield from _look_up(name_path, name, table.__getitem__)
     spec = known(table, name)
     if spec:
-        yield from check_options(spec, options, options_path, related=(name_path,))
+        for problem in check_options(spec, options, options_path, related=(name_path,)):
+            unknown = problem.path[:-1] == options_path and problem.text.startswith("unknown key")
+            yield _with_owners(problem, kind, table) if unknown else problem
     elif name is None and options:
         yield Problem(path=options_path, value=options, text=f"options of which {kind}? Set {name_field} too")
+
+
+def _with_owners(problem: Problem, kind: str, table: Mapping[str, Any]) -> Problem:
+    """The problem of an unknown option, and which others of the table take one of that name."""
+    key = problem.path[-1]
+    owners = [name for name in table if key in _options_of(table[name])]
+    own = f"; {key} is an option of the {kind} {' or '.join(owners)}" if owners else ""
+    return replace(problem, text=problem.text + own)
+
+
+def _options_of(spec: HasParams) -> set[str]:
+    """The names of what it takes; none where a broken plugin cannot say, which is reported where it is used."""
+    try:
+        return set(known_names(spec.params())) if spec.params else set()
+    except Exception:
+        return set()
 
 
 def known(table: Mapping[str, Any], name: str | None) -> Any:
