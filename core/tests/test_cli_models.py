@@ -156,6 +156,7 @@ def test_merge(toy_model: Any, tmp_path: Path, graft: Any) -> None:
     code, out, _ = graft("merge", tmp_path / "adapter", "--output-dir", tmp_path / "merged")
     assert code == 0
     assert f"merged model: {tmp_path / 'merged'}" in out
+    assert f"graft generate {tmp_path / 'merged'} --prompt '...'" in out
     assert (tmp_path / "merged/model.safetensors").is_file()
     base.rename(tmp_path / "moved")
     code, _, err = graft("merge", tmp_path / "adapter", "--output-dir", tmp_path / "second")

@@ -95,6 +95,23 @@ def test_the_summary_says_what_was_left_out(tmp_path: Any) -> None:
     assert summary(result)[0] == "1,200 steps, loss 1.5000, held-out loss 1.2500"
 
 
+def test_a_run_that_was_stopped_says_the_whole_command_that_goes_on(
+    graft: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It said "go on with --resume", and not of which command."""
+    stopped = TrainResult(output_dir=tmp_path, model_path=None, step=2, metrics={}, interrupted_by=2)
+    monkeypatch.setattr("graftwork.config.load_config", lambda path, overrides: None)
+    monkeypatch.setattr("graftwork.training.train", lambda config, **options: stopped)
+    with pytest.raises(SystemExit, match="130"):
+        graft("train", "my run.yaml", "training.seed=3", "--resume")
+    assert capfd.readouterr().out == "next     graft train -c 'my run.yaml' --resume training.seed=3\n"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit, match="130"):
+        graft("train", "run.yaml")
+    assert capfd.readouterr().out == ""
+
+
 def test_a_long_evaluation_says_how_far_it_is(times: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "graftwork"):
         for second, item in enumerate(evaluating(((number, 10) for number in range(75)), 750)):

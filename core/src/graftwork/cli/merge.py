@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -24,7 +25,7 @@ def merge(adapter: str, base: str | None, output_dir: str) -> None:
         merged = merge_adapter(base, adapter, output_dir=output_dir)
     click.echo(f"merged model: {output_dir}")
     if merged.can_generate():
-        click.echo(f'next:         graft generate {output_dir} "..."')
+        click.echo(f"next:         graft generate {shlex.quote(output_dir)} --prompt '...'")
 
 
 def _require_adapter(folder: Path) -> None:

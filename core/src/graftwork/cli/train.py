@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -55,6 +56,8 @@ def train(ctx: click.Context, path: str | None, resume: bool, nproc_per_node: in
             f"{error}\nAll that can be known of this run before it begins: graft check -c {path}"
         ) from error
     if result.interrupted_by is not None:
+        if Place.here().size == 1:  # of several processes the launcher's command is not known here
+            click.echo(f"next     {shlex.join(['graft', 'train', '-c', path, '--resume', *overrides])}")
         raise SystemExit(128 + result.interrupted_by)
     for line in summary(result) if main else ():
         click.echo(line)
@@ -72,7 +75,7 @@ def summary(result: TrainResult) -> list[str]:
     if result.model_path:
         lines.append(f"model    {result.model_path}")
     if result.model_path and result.generates:
-        lines.append(f"next     graft generate {result.model_path} --prompt '...'")
+        lines.append(f"next     graft generate {shlex.quote(str(result.model_path))} --prompt '...'")
     return lines
 
 

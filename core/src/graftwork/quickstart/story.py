@@ -111,8 +111,8 @@ def ending(layout: Layout, seconds: float) -> Iterator[str]:
     yield line("reports, for a browser", shown(layout.pretrained / "report.html"))
     yield line("", shown(layout.fine_tuned / "report.html"))
     yield line("talk with it", f"graft chat {shown(layout.model)}")
-    yield line("ask it once", f"graft generate {shown(layout.model)} 'What does `textwrap.dedent` do?'")
-    yield line("let it go on writing", f'graft generate {shown(layout.pretrained)} "The syntax for"')
+    yield line("ask it once", f"graft generate {shown(layout.model)} --prompt 'What does `textwrap.dedent` do?'")
+    yield line("let it go on writing", f"graft generate {shown(layout.pretrained)} --prompt 'The syntax for'")
     yield line("train it otherwise", f"change {shown(layout.config(layout.fine_tuned))} or give values:")
     yield f"{INDENT}  {again(layout, layout.fine_tuned)}"
 
