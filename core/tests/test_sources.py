@@ -344,7 +344,11 @@ def test_an_unknown_revision(hub: str, tmp_path: Path) -> None:
 
 def test_an_unreachable_hub(tmp_path: Path) -> None:
     said = fetch("http://127.0.0.1:9", tmp_path, "org/model")
-    assert "model org/model is not in the cache, and http://127.0.0.1:9 cannot be reached" in said["ERROR"]
+    text = (
+        "model org/model: there is no folder of that name here; it is not in the cache, and http://127.0.0.1:9 cannot"
+    )
+    assert text in said["ERROR"]
+    assert "Give a folder, or check the network" in said["ERROR"]
     assert said["EXIT"] == "1"
 
 

@@ -129,8 +129,8 @@ def _unreachable(error: Exception, where: str) -> GraftworkError:
     if isinstance(error, OSError) and error.errno is not None:
         return GraftworkError(f"{where}: the download could not be written: {error}")
     return GraftworkError(
-        f"{where} is not in the cache, and {_endpoint()} cannot be reached ({_first_line(error)}). Check the "
-        "network (HF_ENDPOINT names another address), or give a folder: there is none of that name here"
+        f"{where}: there is no folder of that name here; it is not in the cache, and {_endpoint()} cannot be reached "
+        f"({_first_line(error)}). Give a folder, or check the network (HF_ENDPOINT names another address)"
     )
 
 
