@@ -49,16 +49,17 @@ KERNELS = 1024
 LIBRARY_BYTES = 48 << 20
 """What libraries take beside tensors: code that is read on the way (26 to 35 MiB), and objects (18 to 34 MiB)."""
 
-GAPS, GAPS_OF_ADAPTERS = 0.40, 0.62
+GAPS, GAPS_OF_ADAPTERS = 0.32, 0.53
 """How much of what comes and goes glibc's heap has in gaps beside it once they grow no more, where all weights are
 trained and where an adapter is.
 
-Small blocks of autograd's objects and oneDNN's kernels lie between the large ones that are freed, and the next block of
-another row's size does not fit. Fitted to four runs of 20 steps, full, LoRA and QLoRA with SFT and full with DPO, in
-bfloat16: 0.49 and 0.34, 0.60 and 0.70. The heap grew until the tenth step at the latest.
+Small blocks of autograd's objects and oneDNN's kernels lie between the large ones that are freed, and the next block
+of another row's size does not fit. Fitted to runs of 3, 8 and 20 steps in bfloat16, full, LoRA and QLoRA with SFT and
+full with DPO; after 20 steps it was 0.26, 0.42, 0.53 and 0.34.
 """
-GAPS_PASSES = 4.0
-"""After how many forward passes two thirds of the gaps are there, from the same runs."""
+GAPS_PASSES = 5.0
+"""After how many forward passes two thirds of the gaps are there, from the same runs: few at first, as rows of the
+first sizes find the room of those before them."""
 
 
 def forecast(request: ForecastRequest) -> Forecast:
@@ -96,6 +97,7 @@ class Trace:
     objective: Objective
     live: Live
     config: RunConfig
+    params: BaseModel | None
     device: torch.device
     notes: list[str]
     kept: tuple[torch.nn.Parameter, ...]
@@ -103,6 +105,7 @@ class Trace:
     def __init__(self, model: Any, request: ForecastRequest, device: torch.device) -> None:
         config = request.config
         self.model, self.config, self.device, self.notes = model, config, device, list(unseen(config))
+        self.params = request.params
         base = base_of(model)
         vocabulary = base.get_input_embeddings().weight.shape[0]
         shapes = [parameter.shape for parameter in model.parameters() if parameter.dim() > 1]
@@ -169,7 +172,7 @@ class Trace:
         if self.device.type == "cpu":
             parts["kernels"] = self._kernels(rows) * KERNEL_BYTES
             passing = sum(parts.values()) - parts.get("weights", 0) - parts.get("optimizer", 0)
-            parts["allocator"] = int(gaps(self.config) * passing) if sys.platform == "linux" else 0
+            parts["allocator"] = int(gaps(self.config, self.params) * passing) if sys.platform == "linux" else 0
             parts["libraries"] = LIBRARY_BYTES
         return {part: parts[part] for part in ORDER if parts.get(part)}
 
@@ -185,13 +188,16 @@ class Trace:
         return int(min(KERNELS, every + (len(products) - of_segments) * len(sizes) / len(seen)))
 
 
-def gaps(config: RunConfig) -> float:
-    """The share of the gaps after the passes of the run; of a run by epochs, as of a long one."""
+def gaps(config: RunConfig, params: BaseModel | None) -> float:
+    """The share of the gaps after the passes of the run, those for a reference too; of a run by epochs, as of a long
+    one.
+    """
     training = config.training
     most = GAPS_OF_ADAPTERS if training.use_peft else GAPS
     if training.max_steps <= 0:
         return most
-    return most * -math.expm1(-training.max_steps * training.gradient_accumulation_steps / GAPS_PASSES)
+    passes = training.max_steps * training.gradient_accumulation_steps * (2 if isinstance(params, DpoParams) else 1)
+    return most * -math.expm1(-((passes / GAPS_PASSES) ** 2))
 
 
 def lengths_of(rows: Sequence[Row]) -> set[int]:
