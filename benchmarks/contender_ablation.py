@@ -72,6 +72,14 @@ def flash_kernel() -> None:
     swap(attention, "MATMUL_LIMIT", 0)
 
 
+def every_key() -> None:
+    """The queries of a segment all at once, with every key of it."""
+    from graftwork_native import products
+    from graftwork_native.attention import MATMUL_LIMIT
+
+    swap(products, "PIECE_QUERIES", MATMUL_LIMIT)
+
+
 def softmax_in_passes() -> None:
     """The same gradient composed of PyTorch's functions, each into a tensor of its own."""
     import torch
@@ -107,6 +115,7 @@ TAKEN: dict[str, Without] = {
     "freed memory is kept": Without(freed_memory_goes),
     "one row of segments": Without(settings={"trainer_kwargs": {"layout": "padded"}}),
     "two products for attention": Without(flash_kernel),
+    "keys that nobody sees left out": Without(every_key),
     "logits in pieces": Without(all_labels_at_once),
     "logits at labels only": Without(every_token),
     "softmax in one pass": Without(softmax_in_passes),

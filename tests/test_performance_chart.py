@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from graftwork_native import attention, forward, loss, memory, setup
+from graftwork_native import attention, forward, loss, memory, products, setup
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -27,6 +27,7 @@ CHANGED = [
     (loss, "BLOCK_BYTES"),
     (loss, "softmax_grad_"),
     (memory, "set_option"),
+    (products, "PIECE_QUERIES"),
     (setup, "keeps_gradients"),
     (setup, "plan_forward"),
 ]
