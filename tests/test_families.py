@@ -39,6 +39,8 @@ PRESETS = [(family, preset) for family in FAMILIES for preset in family.presets]
 LINES = 120
 
 LENGTHS = (19, 5, 14, 2)
+KEYWORDS = ("sliding_window", "softcap")
+"""What a family may ask attention for."""
 Result = tuple[float, dict[str, torch.Tensor]]
 
 
@@ -118,14 +120,14 @@ def test_a_window_or_a_cap_taken_out_of_the_packed_side_is_seen(
     model = tiny_model(family, kind)
     expected = padded(model)
     plan = plan_forward(model, None, "segments")
-    attend, used = attention.attend, set()
+    used: set[str] = set()
 
     def without(keyword: str | None) -> None:
-        def attend_without(*args: Any, **kwargs: Any) -> torch.Tensor:
-            used.update(name for name in ("window", "softcap") if kwargs.get(name) is not None)
-            return attend(*args, **kwargs if keyword is None else {**kwargs, keyword: None})
+        def lose(module: Any, kwargs: dict[str, Any]) -> None:
+            used.update(name for name in KEYWORDS if kwargs.get(name) is not None)
+            kwargs.pop(keyword, None)
 
-        monkeypatch.setattr(attention, "attend", attend_without)
+        monkeypatch.setattr(attention, "refuse_unknown", lose)  # what is first to see them
 
     without(None)
     packed(plan)
@@ -151,14 +153,14 @@ def expected_keywords(config: Any) -> set[str]:
     window = getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
     assert window is None or window < LENGTHS[0], "a tiny window is shorter than a sample"
     cap = getattr(config, "attn_logit_softcapping", None) if config.model_type != "gemma3_text" else None
-    return {name for name, value in (("window", window), ("softcap", cap)) if value is not None}
+    return {name for name, value in zip(KEYWORDS, (window, cap), strict=True) if value is not None}
 
 
 def test_windows_and_caps_are_among_what_is_tested() -> None:
     """The tests above would be empty without."""
     found = [expected_keywords(family.tiny_config(kind)) for family, kind in KINDS]
-    assert {"window", "softcap"} in found
-    assert Counter(keyword for keywords in found for keyword in keywords)["window"] >= 4
+    assert set(KEYWORDS) in found
+    assert Counter(keyword for keywords in found for keyword in keywords)["sliding_window"] >= 4
 
 
 # LoRA

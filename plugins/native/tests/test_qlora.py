@@ -171,7 +171,12 @@ def test_an_adapter_knows_the_base_it_was_quantized_from(toys: Any, tmp_path: Pa
     base = toys.save(tmp_path / "base")
     adapter = run_here(toys, tmp_path, base, chat, peft=KINDS["nf4"]) / "final"
     record = json.loads((adapter / "graftwork_adapter.json").read_text())
-    assert record == {"base": str(base), "fingerprint": fingerprint(base), "embedding_rows": 260}
+    assert record == {
+        "base": str(base),
+        "fingerprint": fingerprint(base),
+        "embedding_rows": 260,
+        "pad_token_id": None,
+    }
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         assert json.loads((checkpoint / "graftwork_adapter.json").read_text()) == record
     moved = shutil.move(base, tmp_path / "moved")
