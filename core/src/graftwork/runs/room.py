@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    import torch
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PROBE_BYTES = 1 << 20
 """What a disk that is not full takes: less than that is left where a larger file broke off."""
@@ -66,10 +68,21 @@ def full_number(folder: Path, error: Exception) -> int | None:
 
 
 def saved_bytes(model: Any, optimizer: Any) -> int:
-    """About what a checkpoint takes: the model's weights, or those of its adapter alone, and the optimizer's state."""
+    """About what a checkpoint takes: :func:`weight_bytes`, and the optimizer's state."""
+    return weight_bytes(model) + tensor_bytes(optimizer)
+
+
+def weight_bytes(model: Any, dtype: torch.dtype | None = None) -> int:
+    """The model's file, or that of its adapter alone; each shared weight once. ``dtype``: what a whole model is saved
+    in, None: as it is.
+    """
     adapter = hasattr(model, "peft_config")
     weights = [weight for weight in model.parameters() if weight.requires_grad or not adapter]
-    return tensor_bytes(weights) + tensor_bytes(optimizer)
+    return (
+        tensor_bytes(weights)
+        if dtype is None or adapter
+        else sum(weight.numel() for weight in weights) * dtype.itemsize
+    )
 
 
 def tensor_bytes(value: Any) -> int:

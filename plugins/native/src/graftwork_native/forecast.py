@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from graftwork.builders.optimizers import parameter_groups
 from graftwork.check.forecast import Forecast, ForecastRequest
 from graftwork.registry import get_registry
+from graftwork.runs.room import saved_bytes, weight_bytes
 from graftwork_native import precision
 from graftwork_native.attention import NAME, register
 from graftwork_native.dpo import Dpo, without_dropout
@@ -70,13 +70,12 @@ def forecast(request: ForecastRequest) -> Forecast:
         trace = Trace(model, request, device)
         trace.run(telling(request.rows))
     parts = trace.parts(request.rows)
-    state = sum(tensor_bytes(tensors) for tensors in trace.optimizer.state.values())
     return Forecast(
         device=str(device),
         parts=parts,
         tokens=max(row.num_tokens for row in request.rows),
-        checkpoint_bytes=saved_bytes(model, None) + state,
-        final_bytes=saved_bytes(model, dtype),
+        checkpoint_bytes=saved_bytes(model, trace.optimizer.state),
+        final_bytes=weight_bytes(model, dtype),
         notes=tuple(trace.notes),
     )
 
@@ -246,20 +245,3 @@ def planned(model: Any, request: ForecastRequest, device: torch.device) -> Forwa
 def tensors_in(state: Any) -> Iterable[torch.Tensor]:
     """The tensors of an optimizer's state for one parameter."""
     return [value for value in state.values() if isinstance(value, torch.Tensor)] if isinstance(state, Mapping) else []
-
-
-def tensor_bytes(state: Any) -> int:
-    """Their bytes."""
-    return sum(tensor.nbytes for tensor in tensors_in(state))
-
-
-def saved_bytes(model: Any, dtype: torch.dtype | None) -> int:
-    """The model's file, or its adapter's; each shared weight once. ``dtype``: what weights are saved in, None: as
-    they are.
-    """
-    adapter = isinstance(model, PeftModel)
-    chosen = [parameter for parameter in model.parameters() if parameter.requires_grad or not adapter]
-    return sum(
-        parameter.numel() * (parameter.element_size() if dtype is None or adapter else dtype.itemsize)
-        for parameter in chosen
-    )
