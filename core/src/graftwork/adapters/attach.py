@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from graftwork.adapters.folder import check_base, check_shapes
 from graftwork.adapters.judge import as_trained
 from graftwork.adapters.record import record_of, remember, rows_of, write_record
-from graftwork.adapters.targets import check_modules, linear_modules, module_leaves, resolve_lora_targets
+from graftwork.adapters.targets import REWARD_HEAD, check_modules, linear_modules, module_leaves, resolve_lora_targets
 from graftwork.adapters.tokens import make_room, rows_in, token_targets
 from graftwork.builders import build_model
 from graftwork.builders.family import family_of
@@ -159,7 +159,7 @@ def _task_type(model: PreTrainedModel, peft: PeftParams, targets: list[str]) -> 
     """A classifier's head is new and trained whole, which is PEFT's SEQ_CLS, unless the LoRA goes onto it."""
     if peft.lora_task_type != "CAUSAL_LM" or hasattr(model, "prepare_inputs_for_generation"):
         return TaskType(peft.lora_task_type)
-    return TaskType.FEATURE_EXTRACTION if "score" in targets else TaskType.SEQ_CLS
+    return TaskType.FEATURE_EXTRACTION if REWARD_HEAD in targets else TaskType.SEQ_CLS
 
 
 def _initialisation(name: str) -> bool | str:

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from graftwork.adapters.folder import ADAPTER_WEIGHTS
 from graftwork.adapters.record import read_record
+from graftwork.adapters.targets import REWARD_HEAD
 from graftwork.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 QUANTIZED = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
 """What transformers notes on a quantized model."""
-HEAD = "base_model.model.score.weight"
+HEAD = f"base_model.model.{REWARD_HEAD}.weight"
 """The head of a decoder that judges, as PEFT names a module that is trained whole."""
 
 
@@ -62,7 +63,7 @@ def as_trained(model: Any, folder: Path) -> Any:
     """The model that the adapter in ``folder`` goes onto: ``model``, with room for the head that the adapter holds."""
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         scores = file.get_slice(HEAD).get_shape()[0] if HEAD in file.keys() else None  # noqa: SIM118
-    if scores is None or hasattr(model, "score"):
+    if scores is None or hasattr(model, REWARD_HEAD):
         return model
     judge = judge_of(model, scores)
     pad = read_record(folder).pad_token_id

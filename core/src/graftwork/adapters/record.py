@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graftwork.adapters.fingerprint import fingerprint
+from graftwork.adapters.targets import REWARD_HEAD
 from graftwork.checkpoints.huggingface import has_weights, read_json
 from graftwork.sources import hub
 
@@ -47,7 +48,7 @@ def write_record(folder: Path, adapted: Any) -> None:
     """Writes the record of a ``PeftModel``'s base beside its adapter; nothing where it was not made here."""
     base = adapted.get_base_model()
     record = getattr(base, _ATTRIBUTE, None)
-    if record is not None and hasattr(base, "score"):
+    if record is not None and hasattr(base, REWARD_HEAD):
         record = replace(record, pad_token_id=getattr(base.config, "pad_token_id", None))
     if record is not None:
         (folder / FILE).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
