@@ -80,10 +80,12 @@ def did_you_mean(name: str, known: Iterable[str], *, limit: int = 8) -> str:
     near = " or ".join(_with_word(name, names)) or nearest(name, names)
     if not names:
         return "none is known here"
-    listed = f"Known: {', '.join(names)}"
+    label = "known"
     if len(names) > limit:
-        listed = f"Nearest of {len(names)}: {', '.join(sorted(names, key=lambda each: -_likeness(name, each))[:limit])}"
-    return f"did you mean {near}? {listed}" if near else listed[:1].lower() + listed[1:]
+        label = f"nearest of {len(names)}"
+        names = sorted(names, key=lambda each: -_likeness(name, each))[:limit]
+    listed = ", ".join(names)
+    return f"did you mean {near}? {label.capitalize()}: {listed}" if near else f"{label}: {listed}"
 
 
 def _with_word(name: str, names: Sequence[str], most: int = 3) -> list[str]:

@@ -151,7 +151,7 @@ def _check_block(
     spec = known(table, name)
     if spec:
         for problem in check_options(spec, options, options_path, related=(name_path,)):
-            unknown = problem.path[:-1] == options_path and problem.text.startswith("unknown key")
+            unknown = problem.path[:-1] == options_path and problem.path[-1] not in _options_of(spec)
             yield _with_owners(problem, kind, table) if unknown else problem
     elif name is None and options:
         yield Problem(path=options_path, value=options, text=f"options of which {kind}? Set {name_field} too")
@@ -168,7 +168,7 @@ def _with_owners(problem: Problem, kind: str, table: Mapping[str, Any]) -> Probl
 def _options_of(spec: HasParams) -> set[str]:
     """The names of what it takes; none where a broken plugin cannot say, which is reported where it is used."""
     try:
-        return set(known_names(spec.params())) if spec.params else set()
+        return _taken(spec.params()) if spec.params else set()
     except Exception:
         return set()
 
@@ -217,7 +217,12 @@ def _unknown_options(model: type[BaseModel], options: Mapping[str, Any], path: P
     """A model that would let unknown keys pass without a word still gets them reported."""
     if model.model_config.get("extra") in ("forbid", "allow"):
         return
-    taken = {*known_names(model), *(field.alias for field in model.model_fields.values() if field.alias)}
+    taken = _taken(model)
     for key in options:
         if key not in taken:
             yield Problem(path=(*path, key), value=options[key], text=f"unknown key; {did_you_mean(key, taken)}")
+
+
+def _taken(model: type[BaseModel]) -> set[str]:
+    """The names of a model's options, also the other ones that they go by."""
+    return {*known_names(model), *(field.alias for field in model.model_fields.values() if field.alias)}
